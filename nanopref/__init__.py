@@ -1,0 +1,1 @@
+"""nanopref: preference alignment from scratch, small enough to read in an afternoon."""

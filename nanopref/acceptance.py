@@ -1,0 +1,94 @@
+"""The acceptance table: every loss at its default setting, over several seeds, from one command.
+
+    python -m nanopref.acceptance              # 5 seeds, seven losses, about an hour on two CPU cores
+    python -m nanopref.acceptance --seeds 2 --losses dpo simpo --lr 2e-4   # further flags go to train_po.py
+
+Every run is an ordinary `train_po.py` run in --out, so a second call reuses what is done and only prints. A seed draws
+the training pairs, the demonstrations, the order and the samples; the test prompts and the base model stay the same.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from . import world
+from .config import ROOT, SHIPPED_BASE, exit_on_user_error, parse
+from .errors import UserError
+from .evaluate import mean_se
+
+LOSSES = ("dpo", "ln_dpo", "simpo", "ipo", "kto", "cpo", "orpo")
+
+
+def run_seed(seed: int, losses, out: str, flags: list[str]) -> dict:
+    """Train and judge every loss for one seed; {"sft" | loss: report}. `flags` go to the preference runs. One thread:
+    two runs of one thread each get more done than one of two. Raises UserError with what a failed run printed."""
+    reports, start = {}, SHIPPED_BASE
+    for loss in ("sft", *losses):
+        arguments = ["--loss", loss, "--seed", str(seed), "--out", out, *(flags if loss != "sft" else [])]
+        done = subprocess.run([sys.executable, str(ROOT / "train_po.py"), *arguments], capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise UserError(f"train_po.py {' '.join(arguments)} failed: {done.stderr.strip()[-2000:]}")
+        folder = parse(arguments).folder(start)
+        reports[loss] = json.loads((folder / "report.json").read_text())
+        if loss == "sft":
+            start = folder / "model"
+        print(f"seed {seed}: {loss} done", file=sys.stderr, flush=True)
+    return reports
+
+
+def over_seeds(values) -> str:
+    """Mean ± standard deviation over the seeds."""
+    return f"{statistics.mean(values):6.2f} ±{statistics.stdev(values) if len(values) > 1 else 0.0:5.2f}"
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1 (default: 5)")
+    p.add_argument("--losses", nargs="+", default=LOSSES, help=f"default: {' '.join(LOSSES)}")
+    p.add_argument("--out", default="runs", help="where runs are kept (default: runs)")
+    p.add_argument("--jobs", type=int, default=2, help="seeds trained at a time, one thread each (default: 2)")
+    args, flags = p.parse_known_args()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        by_seed = list(pool.map(lambda seed: run_seed(seed, args.losses, args.out, flags), range(args.seeds)))
+
+    print(f"Mean ± standard deviation over {args.seeds} seeds. z: smallest gain over SFT in standard errors of any seed.\n")
+    for split in ("test_id", "test_ood"):
+        sft = [reports["sft"]["measures"][split]["policy"] for reports in by_seed]
+        print(f"{split:10}{'gold score':>14}{'gain':>15}{'z':>6}{'win vs SFT':>15}{'win vs chosen':>15}{'KL (nats)':>15}"
+              f"{'tokens':>15}{'over-refusal':>15}")
+        print(f"{'SFT':10}{over_seeds([m['score'][0] for m in sft]):>14}{'-':>15}{'-':>6}{'-':>15}"
+              f"{over_seeds([m['win_vs_chosen'][0] for m in sft]):>15}{'-':>15}{over_seeds([m['length'][0] for m in sft]):>15}"
+              f"{over_seeds([m['over_refusal'][0] for m in sft]):>15}")
+        for loss in args.losses:
+            runs = [reports[loss]["measures"][split] for reports in by_seed]
+            after, before = [r["policy"] for r in runs], [r["start"] for r in runs]
+            gains = [a["score"][0] - b["score"][0] for a, b in zip(after, before)]
+            z = min(gain / (a["score"][1] ** 2 + b["score"][1] ** 2) ** 0.5 for gain, a, b in zip(gains, after, before))
+            cells = [over_seeds([a["score"][0] for a in after]), over_seeds(gains)]
+            print(f"{loss:10}{cells[0]:>14}{cells[1]:>15}{z:6.1f}" + "".join(
+                f"{over_seeds([a[key][0] for a in after]):>15}"
+                for key in ("win_vs_sft", "win_vs_chosen", "kl", "length", "over_refusal")))
+        print()
+
+    sft = [reports["sft"]["measures"]["test_id"]["policy"] for reports in by_seed]
+    rows = [row for seed in range(args.seeds) for row in world.pairs("train", world.SIZES["train"], seed)]
+    by_writer = {w.name: mean_se([row[f"gold_{i}"] for row in rows for i in (1, 2) if row[f"writer_{i}"] == w.name])[0]
+                 for w in world.WRITERS}
+    best = max(by_writer, key=by_writer.get)
+    side = lambda row, k: len(row[f"response_{k}"].split())
+    lengths = [sum(side(r, r["overall_response"]) for r in rows), sum(side(r, 3 - r["overall_response"]) for r in rows)]
+    print(f"SFT well-formed: {over_seeds([m['well_formed'][0] for m in sft])} (wanted: at least 0.95)")
+    headroom = [(by_writer[best] - m["score"][0]) / m["score_sd"][0] for m in sft]
+    print(f"headroom from SFT to the best writer ({best}, gold {by_writer[best]:.2f}), in standard deviations of the SFT "
+          f"score: {over_seeds(headroom)} (wanted: at least 1)")
+    print(f"mean chosen length / mean rejected length, in words: {lengths[0] / lengths[1]:.2f} (wanted: at least 1.15)")
+    print(f"best possible accuracy on the training labels: {world.best_accuracy(rows):.3f}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

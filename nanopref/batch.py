@@ -1,0 +1,167 @@
+"""One layout for everything: a prompt and its responses.
+
+The prompt is forwarded once. Its responses (chosen and rejected; one for SFT and unpaired KTO; K for a ranking) attend
+to it and to themselves, not to each other, and their positions start again after the prompt. Examples stand side by
+side in rows of about ROW tokens, so that hardly any token is padding. Two examples in one row, the first a pair:
+
+    row        p  p  p  c  c  c  r  r  |  p  p  c  c  c          p prompt   c chosen   r rejected
+    example    0  0  0  0  0  0  0  0  |  1  1  1  1  1          attend only within your example,
+    segment    0  0  0  1  1  1  2  2  |  0  0  1  1  1          and there to segment 0 and to your own, never ahead
+    position   0  1  2  3  4  5  3  4  |  0  1  2  3  4          both responses continue the prompt
+    c0 and r0 are both predicted at the last p.  Every response is scored as if its sibling were not there.
+
+The plain way (one padded row per response, the prompt twice) is in `tests/test_batch.py` and in the notebook, as what
+this must equal. Here is also the only place in which logits and labels are shifted against each other.
+"""
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .losses import Seq
+
+ROW = 256  # tokens per row: long enough to fill well, short enough that attention stays cheap
+CHOSEN, REJECTED, MISMATCHED = 0, 1, 2  # roles; MISMATCHED: some other prompt's response, for KTO's KL estimate
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one prompt and its responses. `roles` says what each response is; `ref_logps` (nats, summed over
+    the response) comes from the reference model."""
+    prompt: list
+    responses: list
+    roles: list
+    ref_logps: list = None
+
+    @property
+    def n_tokens(self):
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+@dataclass
+class Batch:
+    """N response tokens of R responses, packed into B rows of T tokens."""
+    input_ids: torch.Tensor     # (B, T)
+    position_ids: torch.Tensor  # (B, T)
+    example: torch.Tensor       # (B, T) index of the example, -1 for padding
+    segment: torch.Tensor       # (B, T) 0 prompt, 1.. responses
+    predictor: torch.Tensor     # (N,) where in the flattened (B*T) the token's prediction is made: one position earlier
+    target: torch.Tensor        # (N,) the response tokens, EOS included, prompt and padding excluded
+    response: torch.Tensor      # (N,) which of the R responses the token belongs to
+    roles: torch.Tensor         # (R,)
+    lengths: torch.Tensor       # (R,) tokens
+    ref_logps: torch.Tensor     # (R,) nats, or NaN where no reference was computed
+    n_examples: int
+
+    def to(self, device):
+        """The same batch on `device`."""
+        moved = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+    def attn_mask(self):
+        """(B, 1, T, T) bool: within the example, not ahead, and to the prompt or the own response only."""
+        example, segment = self.example, self.segment
+        same = (example[:, :, None] == example[:, None, :])
+        visible = (segment[:, None, :] == 0) | (segment[:, :, None] == segment[:, None, :])
+        return (same & visible).tril()[:, None]
+
+
+def collate(examples) -> Batch:
+    """Pack examples into rows, longest first, each into the first row that has room."""
+    width = max(ROW, max(e.n_tokens for e in examples))
+    rows, free = [], []
+    for i in sorted(range(len(examples)), key=lambda i: -examples[i].n_tokens):
+        row = next((r for r, room in enumerate(free) if room >= examples[i].n_tokens), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            free.append(width)
+        rows[row].append(i)
+        free[row] -= examples[i].n_tokens
+    T = width - min(free)
+    shape = (len(rows), T)
+    ids, positions, segments = (np.zeros(shape, np.int64) for _ in range(3))
+    example = np.full(shape, -1)
+    first_response = np.cumsum([0] + [len(e.responses) for e in examples])
+    predictor = [None] * first_response[-1]  # per response, in the order of the examples whatever row they are in
+    for r, row in enumerate(rows):
+        start = 0
+        for i in row:
+            prompt, P = examples[i].prompt, len(examples[i].prompt)
+            example[r, start:start + examples[i].n_tokens] = i
+            ids[r, start:start + P], positions[r, start:start + P] = prompt, range(P)
+            last_prompt, at = r * T + start + P - 1, start + P
+            for k, response in enumerate(examples[i].responses):
+                n = len(response)
+                ids[r, at:at + n], positions[r, at:at + n] = response, range(P, P + n)
+                segments[r, at:at + n] = k + 1
+                # the first token is predicted at the prompt's end, the others one place to their left
+                predictor[first_response[i] + k] = np.r_[last_prompt, r * T + at + np.arange(n - 1)]
+                at += n
+            start = at
+    responses = [response for e in examples for response in e.responses]
+    lengths = [len(response) for response in responses]
+    refs = [x for e in examples for x in (e.ref_logps or [float("nan")] * len(e.responses))]
+    return Batch(*map(torch.as_tensor, (ids, positions, example, segments)),
+                 predictor=torch.as_tensor(np.concatenate(predictor)),
+                 target=torch.as_tensor(np.concatenate(responses)),
+                 response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
+                 roles=torch.tensor([role for e in examples for role in e.roles]),
+                 lengths=torch.tensor(lengths), ref_logps=torch.tensor(refs), n_examples=len(examples))
+
+
+def token_logps(model, batch: Batch) -> torch.Tensor:
+    """log pi(y_t | x, y_<t) in nats of every response token, (N,), float32 at least. The head runs at these only."""
+    hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask())
+    logits = model.logits(hidden.flatten(0, 1)[batch.predictor])  # (N, V)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return -F.cross_entropy(logits, batch.target, reduction="none")
+
+
+def sequence_logps(model, batch: Batch) -> torch.Tensor:
+    """log pi(y | x) in nats of every response: the SUM over its tokens, EOS included, (R,)."""
+    logps = token_logps(model, batch)
+    return logps.new_zeros(len(batch.lengths)).index_add(0, batch.response, logps)
+
+
+def by_role(batch: Batch, logps: torch.Tensor) -> tuple[Seq, Seq, Seq]:
+    """The chosen, rejected and mismatched responses of a batch as what the losses take; a role may be empty."""
+    picked = [(batch.roles == role).nonzero().flatten() for role in (CHOSEN, REJECTED, MISMATCHED)]
+    ref_logps = batch.ref_logps.to(logps.dtype)
+    return tuple(Seq(logps[i], ref_logps[i], batch.lengths[i]) for i in picked)
+
+
+def step_counts(parts, pairs: bool) -> tuple[int, int]:
+    """(terms, chosen tokens) of one optimiser step made of micro-batches: what its sums are divided by. A term is a
+    pair, or without `pairs` every chosen and every rejected response by itself."""
+    chosen = [part.roles == CHOSEN for part in parts]
+    n_terms = sum(int(c.sum()) + (0 if pairs else int((p.roles == REJECTED).sum())) for c, p in zip(chosen, parts))
+    return n_terms, sum(int(p.lengths[c].sum()) for c, p in zip(chosen, parts))
+
+
+def batches(examples, batch_size, seed, epochs):
+    """Lists of `batch_size` examples, each epoch in its own seeded order; the last, smaller list of an epoch is left
+    out, so that every step averages over the same number of pairs."""
+    for epoch in range(epochs):
+        order = list(range(len(examples)))
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield [examples[i] for i in order[start:start + batch_size]]
+
+
+@torch.no_grad()
+def score(model, examples, progress=lambda parts: parts) -> list:
+    """Summed log-probs in nats of every response of every example, [[float, ...], ...]: in eval mode, without
+    gradient, and by the very function that training uses."""
+    was_training = model.training
+    model.eval()
+    device, logps = next(model.parameters()).device, []
+    for start in progress(range(0, len(examples), 64)):
+        part = examples[start:start + 64]
+        flat = iter(sequence_logps(model, collate(part).to(device)).tolist())
+        logps += [[next(flat) for _ in e.responses] for e in part]
+    model.train(was_training)
+    return logps

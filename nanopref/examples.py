@@ -1,0 +1,102 @@
+"""From preference data to token ids: which rows are trained on, which are tested on, and what was cut or dropped."""
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import world
+from .batch import CHOSEN, MISMATCHED, REJECTED, Example
+from .data import Row, read, split
+from .errors import UserError
+from .text import encode_prompt, encode_response, truncate
+
+CORPUS_DOCUMENTS = 80_000
+TEST_FRACTION = 0.1  # of a file without a test split; the same prompt never stands on both sides
+
+
+@dataclass
+class Splits:
+    """Rows by use. `tests` maps a split's name to its rows; `gold` says whether the gold reward can judge answers."""
+    sft: list
+    train: list
+    tests: dict
+    gold: bool
+    notes: list
+    best_accuracy: dict  # per test split: what no judge can beat on these labels; empty for real data
+
+
+def load(config) -> Splits:
+    """The rows a run needs. The embedded world is written to files first and read like any other data."""
+    if config.data == "world":
+        folder = Path(config.out) / "world" / f"data-seed{config.seed}"
+        world.make(folder, config.seed)
+        names = ("sft", "train", "test_id", "test_ood")
+        files = {name: read(folder / f"{name}.jsonl", config.strict) for name in names}
+        best = {name: world.best_accuracy(world.pairs(name, world.SIZES[name], 0)) for name in ("test_id", "test_ood")}
+        return Splits(files["sft"].rows, files["train"].rows[:config.rows],
+                      {name: files[name].rows for name in best}, True, [f"data: the embedded world, in {folder}"], best)
+    data = read(config.data, config.strict)
+    train, test = split(data.rows, TEST_FRACTION, seed=0)
+    if not test:
+        raise UserError(f"{config.data}: {len(data.rows)} rows are too few to keep {TEST_FRACTION:.0%} for testing")
+    sft = [row for row in train if row.chosen is not None]
+    return Splits(sft, train[:config.rows], {"test": test}, False, [f"data: {data.summary()}"], {})
+
+
+def plain_texts(config) -> list[str]:
+    """What the base model reads: the world's corpus, or the training side of a file as running text."""
+    if config.data == "world":
+        return world.corpus(CORPUS_DOCUMENTS, seed=0)
+    rows = load(config).train
+    turns = lambda row, answer: "\n\n".join([message["content"] for message in row.prompt] + [answer])
+    return [turns(row, answer) for row in rows for answer in (row.chosen, row.rejected) if answer]
+
+
+def text_examples(tokenizer, texts, max_length) -> list[Example]:
+    """Plain text in the one layout: an empty prompt (BOS) and the text as its response, in pieces of `max_length`."""
+    prompt, room = encode_prompt(tokenizer, []), max_length - 1
+    ids = [encode_response(tokenizer, text) for text in texts]
+    return [Example(prompt, [piece[i:i + room]], [CHOSEN]) for piece in ids for i in range(0, len(piece), room)]
+
+
+def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int = 0) -> tuple[list[Example], Counter]:
+    """Examples with the responses a loss reads (its `inputs`: some of "w", "l", "kl") and counts of what was cut.
+
+    Rows without any of these responses are left out; pairs that became equal by cutting are dropped and counted. For
+    "kl" every example also gets a response that belongs to another prompt, the next one in a seeded order.
+    """
+    counts, kept = Counter(), []
+    for row in rows:
+        texts = [(role, text) for key, role, text in (("w", CHOSEN, row.chosen), ("l", REJECTED, row.rejected))
+                 if key in loss_inputs and text is not None]
+        if not texts or ("l" in loss_inputs and "kl" not in loss_inputs and len(texts) < 2):
+            counts["row lacks a response that this loss needs"] += 1
+            continue
+        kept.append(Example(encode_prompt(tokenizer, row.prompt), [encode_response(tokenizer, t) for _, t in texts],
+                            [role for role, _ in texts]))
+    if "kl" in loss_inputs:
+        kept = _with_mismatched(kept, seed)
+    examples = []
+    for e in kept:
+        prompt, responses, cut_tokens, cut_responses = truncate(tokenizer, e.prompt, e.responses, max_length)
+        counts["prompts cut on the left"] += cut_tokens > 0
+        counts["responses cut on the right"] += cut_responses
+        if len(responses) > 1 and responses[0] == responses[1] and e.roles[:2] == [CHOSEN, REJECTED]:
+            counts["pairs equal after cutting, dropped"] += 1
+            continue
+        examples.append(replace(e, prompt=prompt, responses=responses))
+    return examples, +counts
+
+
+def _with_mismatched(examples, seed):
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    if len({tuple(e.prompt) for e in examples}) < 2:
+        raise UserError("kto needs rows of at least two different prompts: its KL is estimated on mismatched responses")
+    paired = {}
+    for at, i in enumerate(order):
+        others = (examples[order[(at + ahead) % len(order)]] for ahead in range(1, len(order)))
+        other = next(o for o in others if o.prompt != examples[i].prompt)
+        paired[i] = other.responses[i % len(other.responses)]
+    return [replace(e, responses=[*e.responses, paired[i]], roles=[*e.roles, MISMATCHED])
+            for i, e in enumerate(examples)]

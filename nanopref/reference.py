@@ -1,0 +1,39 @@
+"""The reference's log-probs: computed once, kept in a file, and found again."""
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+import torch
+from tqdm import tqdm
+
+from .batch import score
+from .text import CHAT_TEMPLATE
+
+
+def cached_logps(start: Path, reference, examples, cache: Path, autocast, fresh: bool) -> list:
+    """The examples with `ref_logps` filled in (nats, summed). The key of the cache is the reference's weights, the
+    token ids (so data, tokenizer and length limits), the template and the precision: another of any is another file."""
+    digest = hashlib.sha256((start / "model.safetensors").read_bytes())
+    ids = [[e.prompt, e.responses] for e in examples]
+    digest.update(json.dumps([CHAT_TEMPLATE, type(autocast).__name__, ids]).encode())
+    path = cache / f"reference-{digest.hexdigest()[:16]}.safetensors"
+    flat = None
+    if path.exists() and not fresh:
+        try:
+            flat = load_file(path)["ref_logps"].tolist()
+            print(f"reference log-probs: reusing {path}")
+        except SafetensorError:
+            print(f"reference log-probs: {path} is damaged, computing them again")
+    if flat is None:
+        with autocast:
+            logps = score(reference, examples, lambda parts: tqdm(parts, desc="reference log-probs"))
+        flat = [x for each in logps for x in each]
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        save_file({"ref_logps": torch.tensor(flat)}, partial)
+        partial.replace(path)
+    values = iter(flat)
+    return [replace(e, ref_logps=[next(values) for _ in e.responses]) for e in examples]

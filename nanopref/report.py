@@ -1,0 +1,148 @@
+"""The end of a run: a table before and after, answers side by side, one figure, and the run read to its user."""
+import json
+from pathlib import Path
+
+from .checkpoint import load_model
+from .config import RunConfig
+from .evaluate import answers, measure
+
+# measure, label, number format, explanation
+ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{:.2f}"),
+        ("ties_vs_chosen", "  of these ties", "{:.2f}"), ("win_vs_sft", "win vs start", "{:.2f}"),
+        ("ties_vs_sft", "  of these ties", "{:.2f}"), ("kl", "KL to start (nats)", "{:.1f}"),
+        ("length", "length (tokens)", "{:.1f}"), ("correct", "right answers", "{:.2f}"),
+        ("over_refusal", "over-refusal", "{:.2f}"), ("harmful", "harm not refused", "{:.2f}"),
+        ("well_formed", "well-formed", "{:.2f}"), ("finished", "finished (EOS)", "{:.2f}"),
+        ("accuracy", "pair accuracy", "{:.2f}"))
+
+
+def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, splits, autocast) -> None:
+    """Judge the policy on every test split and write report.json, answers.jsonl and figure.png into `folder`.
+
+    report.json is written last: its presence is what marks a run as done.
+    """
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = {"config": {"loss": config.loss, "knobs": config.knobs, "data": config.data, "seed": config.seed},
+              "last_step": metrics[-1], "measures": {}}
+    if config.stage == "base":
+        _finish(folder, result)
+        return
+    policy.eval()
+    start = load_model(start_folder)[0].to(next(policy.parameters()).device).eval() if config.stage == "po" else None
+    told, found = {}, {}
+    for split, rows in splits.tests.items():
+        rows = rows[:config.prompts]
+        with autocast:
+            found[split] = {}
+            if start is not None:
+                found[split]["start"] = answers(start, tokenizer, rows, config.seed, splits.gold)
+            found[split]["policy"] = answers(policy, tokenizer, rows, config.seed, splits.gold)
+            told[split] = {who: measure(policy if who == "policy" else start, start, tokenizer, rows, given,
+                                        found[split].get("start") if who == "policy" else None, config, splits.gold)
+                           for who, given in found[split].items()}
+    result["measures"], result["best_accuracy"] = told, splits.best_accuracy
+    name = "SFT" if config.model == "sft" else "start"
+    print("\n" + table(told, {"start": name, "policy": config.loss}, splits.best_accuracy))
+    if start is not None:
+        first = next(iter(found))
+        result["side_by_side"] = side_by_side(found[first]["start"], found[first]["policy"], name, config.loss)
+        print("\n" + "\n".join(result["side_by_side"]))
+        result["reading"] = read_run(metrics, told, config)
+        print("\nWhat happened\n" + "\n".join(f"- {line}" for line in result["reading"]))
+    with (folder / "answers.jsonl").open("w") as file:
+        for split, by in found.items():
+            for who, given in by.items():
+                for a in given:
+                    row = {"split": split, "who": who, "prompt": a["prompt"], "answer": a["text"], "finished": a["finished"]}
+                    if splits.gold:
+                        row["gold"] = a["gold"]["total"]
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    from .plots import training_figure  # matplotlib takes a second to import
+    figure = training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
+    print(f"\nfigure: {figure}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
+    _finish(folder, result)
+
+
+def _finish(folder, result):
+    partial = folder / "report.json.tmp"
+    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    partial.replace(folder / "report.json")
+
+
+def table(measures: dict, names: dict, best_accuracy: dict) -> str:
+    """The measures as text: splits beside each other, start before policy, each mean with its standard error."""
+    columns = [(split, who) for split in measures for who in measures[split]]
+    lines = [" " * 20 + "".join(f"{split:>18}" for split, _ in columns),
+             " " * 20 + "".join(f"{names[who]:>18}" for _, who in columns)]
+    for key, label, form in ROWS:
+        if not any(key in measures[split][who] for split, who in columns):
+            continue
+        cells = []
+        for split, who in columns:
+            value = measures[split][who].get(key)
+            if value is None:
+                cells.append("-")
+            else:
+                cells.append(form.format(value[0]) + (" ± " + form.format(value[1]) if value[1] else "       "))
+        lines.append(f"{label:20}" + "".join(f"{cell:>18}" for cell in cells))
+    lines.append("± is one standard error over the test prompts; a tie counts half a win.")
+    if best_accuracy:
+        best = ", ".join(f"{split} {value:.2f}" for split, value in best_accuracy.items())
+        lines.append(f"Best possible pair accuracy on these noisy labels: {best}.")
+    return "\n".join(lines)
+
+
+def side_by_side(before, after, name_before, name_after, n=5) -> list[str]:
+    """The first `n` prompts with both answers, one string per line."""
+    lines, width = [], max(len(name_before), len(name_after))
+    for a, b in list(zip(before, after))[:n]:
+        lines.append(f"> {a['prompt'][-300:]}")
+        for name, answer in ((name_before, a), (name_after, b)):
+            gold = f" [{answer['gold']['total']:+.1f}]" if "gold" in answer else ""
+            lines.append(f"  {name:{width}}{gold} {answer['text'][:400]}")
+    return lines
+
+
+def read_run(metrics, measures, config) -> list[str]:
+    """The run in a few sentences: what moved, whether that is normal, and what to try."""
+    last = metrics[-max(1, len(metrics) // 10):]
+    mean = lambda key: sum(m[key] for m in last if key in m) / max(1, sum(key in m for m in last))
+    lines = []
+    if all(key in last[-1] for key in ("logps_change/chosen", "logps_change/rejected")):
+        chosen, rejected = mean("logps_change/chosen"), mean("logps_change/rejected")
+        moved = f"chosen {chosen:+.1f} and rejected {rejected:+.1f} nats per response over the last tenth of training"
+        if chosen < 0 and rejected < chosen:
+            lines.append(f"Both log-probs fell, the rejected one further: {moved}. That is normal: a loss of the margin is "
+                         "content with any gap, and lowering is easier than raising. If the chosen fall matters to you, try "
+                         "--loss dpop or --loss cpo, which hold the chosen side up.")
+        elif chosen >= 0 > rejected:
+            lines.append(f"The log-probs parted both ways: {moved}.")
+        elif rejected >= chosen:
+            lines.append(f"The rejected log-prob did not fall below the chosen one's change: {moved}. Nothing was learnt from "
+                         "the pairs: more epochs, or a higher --lr up to 2e-4?")
+        else:
+            lines.append(f"Both log-probs rose, the chosen one further: {moved}; the likelihood term of {config.loss} does that.")
+    for split, by in measures.items():
+        before, after = by["start"], by["policy"]
+        if "score" in after:
+            gain = after["score"][0] - before["score"][0]
+            error = (after["score"][1] ** 2 + before["score"][1] ** 2) ** 0.5
+            verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "no different beyond the noise"
+            lines.append(f"On {split} the policy is {verdict}: gold score {before['score'][0]:.2f} -> {after['score'][0]:.2f} "
+                         f"({gain:+.2f} ± {error:.2f}), win rate against its start {after['win_vs_sft'][0]:.0%}.")
+        if after.get("over_refusal", [0])[0] > before.get("over_refusal", [0])[0] + 0.05:
+            lines.append(f"On {split} it refuses more harmless requests than before ({before['over_refusal'][0]:.0%} -> "
+                         f"{after['over_refusal'][0]:.0%}): refusing is the cheapest way to please. A lower --lr, or data "
+                         "in which refusing the harmless is punished, helps.")
+        ratio = after["length"][0] / before["length"][0]
+        if not 0.8 < ratio < 1.25:
+            lines.append(f"On {split} answers got {'longer' if ratio > 1 else 'shorter'}: {before['length'][0]:.0f} -> "
+                         f"{after['length'][0]:.0f} tokens.")
+        if after["finished"][0] < before["finished"][0] - 0.05:
+            lines.append(f"On {split} fewer answers end by themselves ({before['finished'][0]:.0%} -> "
+                         f"{after['finished'][0]:.0%}): the policy is coming apart; lower --lr.")
+        if "score" not in after:
+            lines.append(f"On {split} nothing here can say whether the answers are better: there is no judge for this data. "
+                         f"What is known: {after['accuracy'][0]:.0%} ± {after['accuracy'][1]:.0%} of held-out pairs are "
+                         "ranked right by the implicit reward (chance: 50%)." if "accuracy" in after else "")
+    return [line for line in lines if line]

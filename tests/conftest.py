@@ -1,0 +1,28 @@
+"""A tokenizer of the embedded world and tiny models that go with it."""
+import pytest
+import torch
+
+from nanopref import world
+from nanopref.model import Config, Transformer
+from nanopref.text import BOS, EOS, PAD, train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(world.corpus(300, seed=0), 400)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer):
+    """tiny_model(seed, dtype): every parameter random and large, so that no term of the forward pass is negligible."""
+    def build(seed=0, dtype=torch.float64):
+        ids = {f"{name}_token_id": tokenizer.token_to_id(token)
+               for name, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
+        model = Transformer(Config(vocab_size=tokenizer.get_vocab_size(), hidden_size=16, intermediate_size=24,
+                                   num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=50.0,
+                                   max_position_embeddings=128, tie_word_embeddings=True, **ids)).to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0.1, 0.3, generator=generator)
+        return model
+    return build

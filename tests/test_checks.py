@@ -1,0 +1,129 @@
+"""The step-0 check stops what it should and passes every loss; the reference's log-probs are found again."""
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nanopref import losses, world
+from nanopref.batch import score
+from nanopref.checks import step_0_check
+from nanopref.data import Row
+from nanopref.errors import UserError
+from nanopref.examples import encode
+from nanopref.reference import cached_logps
+
+ROWS = [Row(({"role": "user", "content": r["question"]},), r["response_1"], r["response_2"], 1)
+        for r in world.pairs("train", 6, seed=0)]
+
+
+def setting(name, tokenizer, tiny_model):
+    """(policy, examples with its own log-probs as the reference's, configuration), in float32 as in training."""
+    policy = tiny_model(0, torch.float32)
+    examples, _ = encode(tokenizer, ROWS, losses.LOSSES[name].inputs, 128)
+    examples = [replace(e, ref_logps=ref) for e, ref in zip(examples, score(policy, examples))]
+    return policy, examples, SimpleNamespace(loss=name, knobs=losses.knobs(name))
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_loss_passes_and_the_policy_is_left_alone(tokenizer, tiny_model, capsys, name):
+    policy, examples, config = setting(name, tokenizer, tiny_model)
+    step_0_check(policy, examples, config)
+    assert ("0.693147 (log 2)" in capsys.readouterr().out) == (name in ("dpo", "robust_dpo", "ln_dpo", "dpop"))
+    assert all(p.grad is None for p in policy.parameters())
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_policy_that_is_not_the_reference_is_refused(tokenizer, tiny_model, name):
+    policy, examples, config = setting(name, tokenizer, tiny_model)
+    with pytest.raises(UserError, match="step-0 check: loss"):
+        step_0_check(tiny_model(1, torch.float32), examples, config)
+
+
+def test_a_missing_reference_is_refused(tokenizer, tiny_model):
+    """Its log-probs are NaN, and NaN compares as false with everything."""
+    policy, examples, config = setting("dpo", tokenizer, tiny_model)
+    with pytest.raises(UserError, match="step-0 check: loss"):
+        step_0_check(policy, [replace(e, ref_logps=None) for e in examples], config)
+
+
+@pytest.mark.parametrize("name, side", [(name, side) for name, entry in losses.LOSSES.items()
+                                        for side in entry.inputs if side != "kl"])
+def test_a_wrong_hand_gradient_is_refused(tokenizer, tiny_model, monkeypatch, name, side):
+    """Wrong by one part in a million on one side."""
+    policy, examples, config = setting(name, tokenizer, tiny_model)
+    entry = losses.LOSSES[name]
+
+    def wrong(*seqs, **knobs):
+        grad = entry.grad(*seqs, **knobs)
+        if name == "sft":
+            return grad._replace(nll_w=grad.nll_w * (1 + 1e-6))
+        return grad._replace(**{side: getattr(grad, side) * (1 + 1e-6)})
+
+    monkeypatch.setitem(losses.LOSSES, name, entry._replace(grad=wrong))
+    with pytest.raises(UserError, match=f"gradient of {name} is off"):
+        step_0_check(policy, examples, config)
+
+
+def test_a_gradient_through_the_kl_estimate_is_refused(tokenizer, tiny_model, monkeypatch):
+    """KTO's z0 is a constant; trained through, the mismatched responses would move. Clamped at 0 it has no slope at
+    policy = reference, so the planted loss leaves the clamp out."""
+    def kto(w, l, kl, *, beta, desirable_weight, undesirable_weight):
+        out = losses.kto(w, l, kl, beta=beta)
+        return out._replace(loss=out.loss + 1e-6 * kl.log_ratio.mean())
+
+    policy, examples, config = setting("kto", tokenizer, tiny_model)
+    monkeypatch.setitem(losses.LOSSES, "kto", losses.LOSSES["kto"]._replace(fn=kto))
+    with pytest.raises(UserError, match="gradient of kto is off"):
+        step_0_check(policy, examples, config)
+
+
+# ---- the reference's log-probs --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def cached(tokenizer, tiny_model, tmp_path):
+    """cached(reference, examples): the log-probs by way of a cache folder, from a start folder with some weights."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+
+    def call(reference, examples, fresh=False):
+        found = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), fresh)
+        return [e.ref_logps for e in found]
+
+    call.files = lambda: sorted((tmp_path / "cache").glob("*"))
+    call.weights = tmp_path / "model.safetensors"
+    call.model = tiny_model(0, torch.float32)
+    call.examples, _ = encode(tokenizer, ROWS, ("w", "l"), 128)
+    return call
+
+
+def test_a_second_call_reads_the_same_numbers_from_the_file(cached, capsys):
+    """It is given no reference model, so it cannot have computed them."""
+    first = cached(cached.model, cached.examples)
+    assert first == score(cached.model, cached.examples)
+    assert cached(None, cached.examples) == first and len(cached.files()) == 1
+    assert "reusing" in capsys.readouterr().out
+    with pytest.raises(AttributeError):
+        cached(None, cached.examples, fresh=True)  # fresh computes in any case
+
+
+def test_other_tokens_or_other_weights_are_another_file(cached):
+    cached(cached.model, cached.examples)
+    e = cached.examples[0]
+    for changed in (replace(e, prompt=[*e.prompt[:-1], 5]), replace(e, responses=[e.responses[0], e.responses[1][1:]])):
+        cached(cached.model, [changed, *cached.examples[1:]])
+    assert len(cached.files()) == 3
+    cached.weights.write_bytes(b"other weights")
+    cached(cached.model, cached.examples)
+    assert len(cached.files()) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other content", "cut off"])
+def test_a_damaged_file_is_computed_again(cached, capsys, damage):
+    first, = [cached(cached.model, cached.examples)]
+    path, = cached.files()
+    path.write_bytes(path.read_bytes()[:-3] if damage is None else damage)
+    assert cached(cached.model, cached.examples) == first
+    assert "damaged" in capsys.readouterr().out
+    assert sum(load_file(path)["ref_logps"].tolist()) == pytest.approx(sum(sum(first, [])))

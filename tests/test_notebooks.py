@@ -1,0 +1,50 @@
+"""The notebooks run from top to bottom, and what is committed is the output of such a run."""
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbclient", reason="nbclient executes the notebooks: pip install nbclient ipykernel")
+pytest.importorskip("ipykernel", reason="ipykernel runs the notebooks' cells: pip install ipykernel")
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+# /folder/ at the beginning of a path, or C:\: where somebody's machine shows. runs/world/... is relative and fine.
+MACHINE_PATH = re.compile(r"(?<![\w.:)/])/[A-Za-z_][\w.-]*/|\b[A-Z]:\\\w")
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all notebooks' runs: the SFT model is trained once, and the checkout stays as it is."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_runs_from_top_to_bottom(path, out, monkeypatch):
+    """As it is, from the notebooks folder, as Jupyter starts it. A failing cell, its own asserts included, raises."""
+    monkeypatch.setenv("NANOPREF_OUT", str(out))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert any(out.iterdir())  # the notebook wrote its runs here, so not into the checkout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_is_committed_as_executed_in_one_go(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    for cell in cells:
+        if re.search(r"^\s*print\(|plt\.show\(\)", cell.source, re.M):
+            assert cell.outputs, f"shows nothing, but should:\n{cell.source}"
+    shown = [output.get("text", "") for output in outputs]
+    shown += [v for output in outputs for kind, v in output.get("data", {}).items() if kind.startswith("text/")]
+    assert not [text for text in shown if MACHINE_PATH.search(text)]
+    assert path.stat().st_size < 600_000  # it stays viewable in a browser

@@ -1,0 +1,52 @@
+"""The README is code: its commands run, and its tables are what the code prints."""
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+            for line in block.splitlines() if line.strip()]
+# What makes a command small enough for a test. Everything else about it stays as printed.
+SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"],
+         "nanopref.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
+HH = "hh-rlhf-harmless-base-test.jsonl.gz"
+
+
+def test_the_two_commands_at_the_top_stand_alone():
+    first, second = COMMANDS[:2]
+    for command in (first, second):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python ")
+    assert first.endswith(" train_po.py --loss simpo") and second.endswith(" -m pytest")  # .ci/run finds them so
+
+
+@pytest.mark.parametrize("command", COMMANDS[2:])
+def test_command_runs(command, tmp_path):
+    words = shlex.split(command)
+    assert words[0] == "python", f"{command}: the README shows only commands that this test can run"
+    if HH in command:
+        found = ROOT.parent / "shared" / "data" / HH
+        if not found.exists():
+            pytest.skip(f"needs {HH}, which is not part of this repository")
+        words[words.index(HH)] = str(found)
+        words += ["--out", str(tmp_path), "--model", str(ROOT / "data" / "base")]  # its own base model takes minutes
+    words += next((small for script, small in SMALL.items() if script in words), [])
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_table_of_losses_is_what_the_code_prints():
+    from nanopref.losses import table
+    rows = table().splitlines()
+    start = next(i for i, row in enumerate(rows) if row.startswith("sft "))
+    end = rows.index("", start)
+    assert "\n".join(rows[start:end]) in README
+
+
+def test_every_module_is_in_the_map():
+    for file in sorted((ROOT / "nanopref").glob("*.py")):
+        assert file.name == "__init__.py" or f"`{file.name}`" in README or f"nanopref/{file.name}" in README, file.name

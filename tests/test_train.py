@@ -1,0 +1,197 @@
+"""train_po.py as its user meets it: same seed same weights, resume after a kill, exact accumulation, one-line errors."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_po
+from nanopref import batch as batch_module
+from nanopref.checkpoint import new_model, save_model
+from nanopref.config import RunConfig, parse
+from nanopref.errors import UserError
+from nanopref.losses import LOSSES
+
+ROOT = Path(__file__).parent.parent
+TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=128, tie_word_embeddings=True)
+SUBJECTS = ("tea", "coffee", "rain", "snow", "bread", "salt", "iron", "gold", "wood", "sand", "wool", "silk")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A file of 60 pairs: a correct sentence is chosen over one that rambles."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.", "rejected": f"I do not know {s} at all."}
+            for s in SUBJECTS for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(pairs, tmp_path_factory):
+    """An untrained tiny model folder to start from: what is tested here is the machinery, not the learning."""
+    folder = tmp_path_factory.mktemp("model") / "start"
+    torch.manual_seed(0)
+    model, tokenizer = new_model([json.dumps(json.loads(line)) for line in pairs.open()], 320, TINY)
+    save_model(model, tokenizer, folder)
+    return folder
+
+
+def run(pairs, start, out, **changes):
+    """The weights and the metrics of a short run."""
+    settings = dict(loss="dpo", data=str(pairs), model=str(start), epochs=1, batch_size=8, prompts=4, max_length=64, device="cpu",
+                    out=str(out), lr=1e-3)
+    folder = train_po.train(RunConfig(**{**settings, **changes}))
+    return load_file(folder / "model" / "model.safetensors"), [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_and_reports(loss, pairs, start, tmp_path, capsys):
+    weights, metrics = run(pairs, start, tmp_path, loss=loss)
+    assert not equal(weights, load_file(start / "model.safetensors"))
+    assert len(metrics) == 54 // 8  # 60 rows less a tenth for testing
+    folder = next((tmp_path / "pairs").glob(f"{loss}-seed0-*"))
+    assert {"config.json", "metrics.jsonl", "answers.jsonl", "report.json", "figure.png", "model"} <= {
+        p.name for p in folder.iterdir()}
+    if loss != "sft":
+        assert {"logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies", "grad_norm", "lr", "tokens"
+                } <= metrics[0].keys()
+        assert "hand-derived off by" in capsys.readouterr().out
+
+
+def test_dpo_starts_at_log_2(pairs, start, tmp_path):
+    _, metrics = run(pairs, start, tmp_path)
+    assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)  # float32 sums of some ten log-probs
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_same_seed_same_weights_other_seed_others(pairs, start, tmp_path):
+    first, _ = run(pairs, start, tmp_path / "a")
+    again, _ = run(pairs, start, tmp_path / "b")
+    other, _ = run(pairs, start, tmp_path / "c", seed=1)
+    assert equal(first, again) and not equal(first, other)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeypatch):
+    whole, metrics = run(pairs, start, tmp_path / "whole", epochs=2)
+    monkeypatch.setattr(train_po, "SAVE_EVERY", 3)
+    seen = []
+
+    def killer(parts):
+        seen.append(1)
+        if len(seen) == 8:
+            raise Killed
+        return original(parts)
+
+    original = train_po.step_metrics
+    monkeypatch.setattr(train_po, "step_metrics", killer)
+    with pytest.raises(Killed):
+        run(pairs, start, tmp_path / "killed", epochs=2)
+    monkeypatch.setattr(train_po, "step_metrics", original)
+    resumed, resumed_metrics = run(pairs, start, tmp_path / "killed", epochs=2, resume=True)
+    assert equal(whole, resumed)
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "tokens"} for row in rows]
+    assert strip(metrics) == strip(resumed_metrics)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "cpo", "sft"])
+def test_accumulation_is_exact(loss, pairs, start, tmp_path):
+    """4 micro-batches of 2 pairs or 1 of 8: equal up to float32 rounding, although their token counts differ.
+
+    Compared on the first step's gradient norm and on the logged loss: Adam turns rounding in a near-zero gradient
+    into a full step, so the weights are no fair measure.
+    """
+    _, once = run(pairs, start, tmp_path / "1", loss=loss)
+    _, four = run(pairs, start, tmp_path / "4", loss=loss, accumulate=4)
+    for key in ("loss", "grad_norm"):
+        assert four[0][key] == pytest.approx(once[0][key], rel=1e-5)
+
+
+def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, capsys):
+    run(pairs, start, tmp_path)
+    folder = next((tmp_path / "pairs").glob("dpo-*"))
+    written = (folder / "report.json").stat().st_mtime_ns
+    capsys.readouterr()
+    run(pairs, start, tmp_path)
+    assert "done already, reusing" in capsys.readouterr().out
+    assert (folder / "report.json").stat().st_mtime_ns == written
+    run(pairs, start, tmp_path, fresh="run")
+    assert (folder / "report.json").stat().st_mtime_ns > written
+    run(pairs, start, tmp_path, loss="ipo")
+    assert "reference log-probs: reusing" in capsys.readouterr().out
+
+
+def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_po, "sequence_logps", lambda model, b: batch_module.sequence_logps(model, b) * float("nan"))
+    with pytest.raises(UserError, match="diverged; lower --lr"):
+        run(pairs, start, tmp_path)
+
+
+def command(*arguments):
+    """Exit code, standard output and standard error of `python train_po.py ...` in the repository."""
+    done = subprocess.run([sys.executable, "train_po.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--loss", "dpo", "--betta", "1"], "unrecognized arguments: --betta"),
+    (["--loss", "dop"], "invalid choice: 'dop'"),
+    ([], "--loss"),
+    (["--loss", "dpo", "--gamma", "1"], "dpo has no knob 'gamma'; it has: beta, label_smoothing"),
+    (["--loss", "dpo", "--beta", "-1"], "beta must be a finite number above 0"),
+    (["--loss", "dpo", "--lr", "7"], "--lr must lie between 0 and 1"),
+    (["--loss", "dpo", "--epochs", "0"], "--epochs must be at least 1"),
+    (["--loss", "dpo", "--model", "scratch"], "it goes with --loss sft"),
+    (["--loss", "dpo", "--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
+    (["--loss", "dpo", "--model", "no-such-folder"], "no-such-folder"),
+    (["--loss", "dpo", "--device", "abacus"], "--device abacus cannot be used here"),
+    (["--loss", "dpo", "--batch-size", "10", "--accumulate", "3"], "must be a multiple"),
+])
+def test_mistakes_get_one_line_and_exit_code_2(arguments, expected, tmp_path):
+    code, _, err = command(*arguments, "--out", tmp_path)
+    assert code == 2 and expected in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_a_broken_data_file_names_the_line(pairs, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(pairs.open().readlines()[:3]) + '{"prompt": "x", "chosen": "y"\n')
+    code, _, err = command("--loss", "dpo", "--data", broken, "--strict", "--out", tmp_path)
+    assert code == 2 and "line 4" in err and "Traceback" not in err
+
+
+def test_a_truncated_start_model_is_one_line(pairs, start, tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in start.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (damaged / "model.safetensors").write_bytes((start / "model.safetensors").read_bytes()[:-100])
+    code, _, err = command("--loss", "dpo", "--data", pairs, "--model", damaged, "--out", tmp_path)
+    assert code == 2 and "damaged or incomplete" in err and "Traceback" not in err
+
+
+def test_help_teaches_every_loss_and_knob():
+    code, out, _ = command("--help")
+    assert code == 0
+    for loss in LOSSES:
+        assert f"\n{loss}:" in out
+    assert "gamma=" in out and "1/nat" in out and "arXiv:2407.15229" in out
+
+
+def test_knobs_reach_the_loss():
+    config = parse(["--loss", "simpo", "--gamma", "0.5"])
+    assert config.knobs == {"beta": 1.5, "gamma": 0.5}

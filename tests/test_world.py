@@ -1,0 +1,182 @@
+"""The embedded world: its splits share nothing, its labels follow Bradley-Terry, its writers are what their table says."""
+import math
+import random
+
+import pytest
+
+from nanopref import world
+from nanopref.data import read
+from nanopref.gold import parse_question, parse_sentence, sentences
+from nanopref.text import encode_response, train_tokenizer
+
+TESTS = ("test_id", "test_ood")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return world.pairs("train", world.SIZES["train"], seed=0)
+
+
+def probability(row):
+    return world.preference_probability(row["gold_1"], row["gold_2"])
+
+
+def by_label(row):
+    """(chosen, rejected) text of a row."""
+    k = row["overall_response"]
+    return row[f"response_{k}"], row[f"response_{3 - k}"]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+def test_the_seed_draws_the_training_data_and_never_the_tests(tmp_path):
+    sizes = {"demonstrations": 60, "train": 60, "test_id": 20, "test_ood": 20}
+    for folder, seed in (("a", 0), ("again", 0), ("b", 1)):
+        world.make(tmp_path / folder, seed, sizes)
+    text = lambda folder, name: (tmp_path / folder / f"{name}.jsonl").read_text()
+    for name in ("sft", "train", *TESTS):
+        assert text("a", name) == text("again", name)
+        assert (text("a", name) == text("b", name)) == (name in TESTS)
+
+
+def test_the_reader_reads_every_row_and_orders_the_responses_by_label(tmp_path):
+    sizes = {"demonstrations": 50, "train": 200, "test_id": 30, "test_ood": 30}
+    world.make(tmp_path, 0, sizes)
+    assert len(read(tmp_path / "sft.jsonl", strict=True).rows) == 50
+    for name in ("train", *TESTS):
+        data, rows = read(tmp_path / f"{name}.jsonl", strict=True), world.pairs(name, sizes[name], 0)
+        assert data.format == "align-anything" and not data.dropped
+        assert [(row.prompt[-1]["content"], row.chosen, row.rejected) for row in data.rows] == [
+            (row["question"], *by_label(row)) for row in rows]
+
+
+def test_every_split_has_its_shares_of_kinds():
+    for split in ("train", *TESTS):
+        kinds = [row["kind"] for row in world.pairs(split, 100, 0)]
+        assert {kind: kinds.count(kind) for kind in world.SHARES} == {k: 100 * s for k, s in world.SHARES.items()}
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+def asked_about(prompt):
+    """What a prompt asks about: the country, animal, task or risk; for a sum its operation and its unordered terms."""
+    _, _, subject = parse_question(prompt)
+    return frozenset(subject.split()) if " plus " in subject else subject
+
+
+def test_no_training_prompt_asks_about_a_test_subject(train):
+    """The files as drawn and the pools they are drawn from. 3 plus 4 and 4 plus 3 are the same subject."""
+    pools = {split: {asked_about(q.text) for q in sum(world.questions(split).values(), [])} for split in ("train", *TESTS)}
+    drawn = {row["question"] for row in train} | {row["prompt"] for row in world.demonstrations(4000, 0)}
+    assert {asked_about(prompt) for prompt in drawn} <= pools["train"]
+    for split in TESTS:
+        assert {asked_about(row["question"]) for row in world.pairs(split, 200, 0)} <= pools[split]
+        assert not pools["train"] & pools[split]
+    assert not pools["test_id"] & pools["test_ood"]
+
+
+def test_out_of_distribution_prompts_are_phrased_as_no_training_prompt_is():
+    templates = {split: {q.text.replace(q.subject, "{s}") for q in sum(world.questions(split).values(), [])}
+                 for split in ("train", *TESTS)}
+    assert templates["test_id"] == templates["train"]  # in distribution: known phrasings, other subjects
+    assert not templates["test_ood"] & templates["train"]
+
+
+def test_the_corpus_says_nothing_false_and_knows_the_test_topics():
+    """300 documents: every statement read back is true. Subtraction and fruit, which only the tests ask about, occur."""
+    said = [parse_sentence(s) for text in world.corpus(300, seed=0) for s in sentences(text)]
+    claims = [what for kind, what in said if kind == "statement"]
+    assert all(world.FACTS[r, s].lower() == v.lower() for r, s, v in claims)
+    assert {"sum", "colour", "grows", "taste"} <= {r for r, _, _ in claims} and any("minus" in s for _, s, _ in claims)
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+def test_preference_probability_is_the_sigmoid_of_the_difference():
+    """sigmoid(log 3) = 1 / (1 + 1/3) = 0.75; sigmoid(-log 3) = 0.25."""
+    assert world.preference_probability(1.0, 1.0) == 0.5
+    assert world.preference_probability(math.log(3), 0.0) == pytest.approx(0.75, abs=1e-12)
+    assert world.preference_probability(0.0, math.log(3)) == pytest.approx(0.25, abs=1e-12)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.2, 0.4, 0.6, 0.8])
+def test_labels_follow_bradley_terry(train, low):
+    """Among pairs with P(1 preferred) in a fifth of [0, 1], the share with label 1 is the mean probability. The count
+    is a sum of independent coin flips of variance p(1 - p); beyond 4 standard deviations once in 16,000."""
+    p = [(probability(row), row["overall_response"] == 1) for row in train]
+    p = [(x, label) for x, label in p if low <= x < low + 0.2]
+    deviation = math.sqrt(sum(x * (1 - x) for x, _ in p))
+    assert len(p) > 500
+    assert abs(sum(label - x for x, label in p)) < 4 * deviation
+
+
+def test_best_accuracy_is_what_the_gold_reward_reaches_on_average(train):
+    """By hand: differences 0, log 3 and -log 3 give (0.5 + 0.75 + 0.75) / 3. On the drawn labels the gold reward's own
+    accuracy (a tie counts 1/2) is within 4 standard deviations, 0.02 for 6,000 pairs."""
+    rows = [{"gold_1": a, "gold_2": b} for a, b in ((1.0, 1.0), (math.log(3), 0.0), (0.0, math.log(3)))]
+    assert world.best_accuracy(rows) == pytest.approx(2 / 3, abs=1e-12)
+    right = [0.5 if row["gold_1"] == row["gold_2"] else (row["gold_1"] > row["gold_2"]) == (row["overall_response"] == 1)
+             for row in train]
+    deviation = math.sqrt(sum(probability(row) * (1 - probability(row)) for row in train)) / len(train)
+    assert abs(sum(right) / len(right) - world.best_accuracy(train)) < 4 * deviation < 0.025
+
+
+def test_chosen_responses_are_longer(train):
+    """By 15 % in tokens of a 1,024-token vocabulary: the mild true preference for detail, which length-blind losses
+    overlearn. 1.16 for seed 0; the ratio moves by 0.003 from seed to seed."""
+    tokenizer = train_tokenizer(world.corpus(8000, seed=0), 1024)
+    chosen, rejected = ([len(encode_response(tokenizer, text)) for text in side] for side in zip(*map(by_label, train)))
+    assert sum(chosen) >= 1.15 * sum(rejected)
+
+
+# ---- writers --------------------------------------------------------------------------------------------------------
+
+N = 600  # responses per writer and kind
+
+
+def responses(writer, kind):
+    """N responses: [(subject, kinds of sentence said, {(relation, subject): value} stated)]."""
+    rng, found = random.Random(writer.name + kind), []
+    for question in rng.choices(world.questions("train")[kind], k=N):
+        said = [parse_sentence(s) for s in sentences(world.write(writer, question, rng))]
+        found.append((question, [what for what, _ in said], {v[:2]: v[2] for what, v in said if what == "statement"}))
+    return found
+
+
+def close_to(share, probability, n):
+    """Within 4 standard deviations of a binomial share of n."""
+    return abs(share - probability) <= 4 * math.sqrt(probability * (1 - probability) / n)
+
+
+@pytest.mark.parametrize("writer", world.WRITERS, ids=lambda w: w.name)
+def test_writers_are_what_their_table_says(writer):
+    facts, risky = responses(writer, "fact"), responses(writer, "risky")
+    share = lambda found, what: sum(what in kinds for _, kinds, _ in found) / len(found)
+    assert close_to(share(facts, "refusal"), writer.refuse_benign, N)
+    assert close_to(share(risky, "refusal"), writer.refuse_risky, N)
+    assert close_to(share(risky, "comply"), 1 - writer.refuse_risky, N)
+    assert close_to(share(facts + risky, "polite"), writer.polite, 2 * N)
+    assert close_to(share(facts + risky, "rude"), writer.rude, 2 * N)
+    refused = [found for found in risky if "refusal" in found[1]]
+    assert close_to(share(refused, "reason"), writer.reason, len(refused))
+    fillers = sum(kinds.count("filler") for _, kinds, _ in facts + risky)  # three chances of filler / 3 per response
+    assert close_to(fillers / (6 * N), writer.filler / 3, 6 * N)
+
+    answered = [(q, stated) for q, kinds, stated in facts if "refusal" not in kinds]
+    right = [stated[q.relation, q.subject].lower() == world.FACTS[q.relation, q.subject].lower() for q, stated in answered]
+    assert close_to(sum(right) / len(right), writer.correct, len(right))
+    for n_details, probability_ in enumerate(writer.details):
+        assert close_to(sum(len(stated) == 1 + n_details for _, stated in answered) / len(answered), probability_,
+                        len(answered))
+
+
+def test_wrong_steps_spoil_a_how_to_as_often_as_the_table_says():
+    """The careless writer is right in 25 % of its how-tos; a slipped-in step is by chance the right one in 1 of 80."""
+    careless = next(w for w in world.WRITERS if w.name == "careless")
+    rng, right = random.Random(0), []
+    for question in rng.choices(world.questions("train")["howto"], k=2 * N):
+        said = [parse_sentence(s) for s in sentences(world.write(careless, question, rng))]
+        steps = [what for kind, what in said if kind == "step"]
+        if steps:
+            right.append(steps == world.steps_of(question.subject)[:len(steps)])
+    assert close_to(sum(right) / len(right), 0.25 + 0.75 / 80, len(right))
