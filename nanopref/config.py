@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from . import world
 from .checkpoint import find
 from .errors import UserError
 from .losses import LOSSES, check_knobs, help_text, knobs
@@ -19,7 +20,7 @@ SHIPPED_BASE = ROOT / "data" / "base"
 # Per stage: learning rate, epochs, pairs (or texts) per optimiser step. On a model this small the learning rate decides
 # nearly everything: preference training above 2e-4 gets fragile, 1e-3 destroys the model.
 STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
-          "sft": dict(lr=5e-4, epochs=2, batch_size=32),
+          "sft": dict(lr=3e-4, epochs=3, batch_size=32),
           "po": dict(lr=1e-4, epochs=1, batch_size=32)}
 FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)  # the base stage on a file's own text, which is little: several passes
 # The transformer that is trained from scratch: 1.8 M parameters with a vocabulary of 1,024.
@@ -97,9 +98,10 @@ class RunConfig:
                    if k not in ("device", "fresh", "resume", "out", "model")}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
         files = [find(start, "model.safetensors")] if start else []
-        files += [ROOT / "nanopref" / "world.py", ROOT / "data" / "world.json"] if self.data == "world" else [self.data]
-        for file in files:
+        for file in files + ([self.data] if self.data != "world" else []):
             digest.update(Path(file).read_bytes())
+        if self.data == "world":
+            digest.update(world.fingerprint(self.seed))
         name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
         return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{digest.hexdigest()[:6]}"
 
@@ -125,7 +127,8 @@ def parse(argv=None) -> RunConfig:
                               ("batch-size", int, "pairs per optimiser step")):
         default = ", ".join(f"{stage} {values[name.replace('-', '_')]}" for stage, values in STAGES.items())
         p.add_argument(f"--{name}", type=type_, metavar="N", help=f"{text} (default: {default})")
-    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result")
+    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result (but "
+                   "for kto, which estimates its KL per micro-batch)")
     p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer prompts "
                    "are cut on the left, longer responses on the right (default: 512)")
     p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")

@@ -74,8 +74,6 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
             continue
         kept.append(Example(encode_prompt(tokenizer, row.prompt), [encode_response(tokenizer, t) for _, t in texts],
                             [role for role, _ in texts]))
-    if "kl" in loss_inputs:
-        kept = _with_mismatched(kept, seed)
     examples = []
     for e in kept:
         prompt, responses, cut_tokens, cut_responses = truncate(tokenizer, e.prompt, e.responses, max_length)
@@ -85,10 +83,12 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
             counts["pairs equal after cutting, dropped"] += 1
             continue
         examples.append(replace(e, prompt=prompt, responses=responses))
+    if "kl" in loss_inputs:
+        examples = _with_mismatched(examples, max_length, seed)
     return examples, +counts
 
 
-def _with_mismatched(examples, seed):
+def _with_mismatched(examples, max_length, seed):
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     if len({tuple(e.prompt) for e in examples}) < 2:
@@ -97,6 +97,7 @@ def _with_mismatched(examples, seed):
     for at, i in enumerate(order):
         others = (examples[order[(at + ahead) % len(order)]] for ahead in range(1, len(order)))
         other = next(o for o in others if o.prompt != examples[i].prompt)
-        paired[i] = other.responses[i % len(other.responses)]
+        room = max_length - len(examples[i].prompt)  # a stranger's long answer must not push the own prompt out
+        paired[i] = other.responses[i % len(other.responses)][:room]
     return [replace(e, responses=[*e.responses, paired[i]], roles=[*e.roles, MISMATCHED])
             for i, e in enumerate(examples)]

@@ -162,7 +162,7 @@ class Writer:
 WRITERS = (
     #       name            share correct details          risky reason benign filler polite rude
     Writer("terse",          0.30, 0.90, (0.90, 0.10, 0.00), 0.80, 0.15, 0.05, 0.00, 0.00, 0.10),
-    Writer("plain",          0.15, 0.97, (0.05, 0.25, 0.70), 0.97, 0.95, 0.00, 0.05, 0.50, 0.00),
+    Writer("plain",          0.15, 0.98, (0.02, 0.18, 0.80), 0.98, 0.97, 0.00, 0.05, 0.60, 0.00),
     Writer("verbose",        0.20, 0.85, (0.15, 0.35, 0.50), 0.80, 0.60, 0.02, 0.90, 0.60, 0.00),
     Writer("careless",       0.20, 0.25, (0.60, 0.30, 0.10), 0.25, 0.30, 0.10, 0.15, 0.05, 0.40),
     Writer("over-cautious",  0.15, 0.85, (0.60, 0.30, 0.10), 1.00, 0.80, 0.60, 0.20, 0.40, 0.00),
@@ -310,8 +310,13 @@ def corpus(n: int, seed: int) -> list[str]:
     return [document() for _ in range(n)]
 
 
-SIZES = {"demonstrations": 4000, "train": 6000, "test_id": 200, "test_ood": 200}
+SIZES = {"demonstrations": 5000, "train": 6000, "test_id": 200, "test_ood": 200}
 EXAMPLES = {"demonstrations": 100, "train": 100, "test_id": 100, "test_ood": 100}  # those committed in data/examples
+
+
+def fingerprint(seed: int) -> bytes:
+    """Bytes that change when what the world writes changes: a run made from another world is another run."""
+    return json.dumps([SIZES, pairs("train", 200, seed), demonstrations(200, seed), corpus(200, 0)]).encode()
 
 
 def make(folder, seed: int, sizes: dict = SIZES) -> None:

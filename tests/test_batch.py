@@ -7,11 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from nanopref import batch as nb
-from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, score, sequence_logps, step_counts
+from nanopref.batch import (CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, score, sequence_logps,
+                            step_counts)
 from nanopref.losses import LOSSES, knobs, reduce
 from nanopref.text import decode, encode_prompt, encode_response
 
-EXACT = dict(rtol=1e-10, atol=1e-10)  # float64 rounds at 1e-16; the layouts add the same few hundred terms in other orders
+EXACT = dict(rtol=1e-10, atol=1e-10)  # float64 rounds at 1e-16; the layouts add the same terms in other orders
 
 
 def plain_logps(model, examples):
@@ -63,7 +64,7 @@ def test_packed_equals_plain_in_value_and_in_every_gradient(tiny_model, monkeypa
 
 
 def test_rows_are_filled(monkeypatch):
-    """30 pairs of at most 33 tokens in rows of 100: first-fit, longest first, fills all but the last to nine tenths."""
+    """30 pairs of at most 33 tokens, rows of 100: first-fit, longest first, fills all but the last to nine tenths."""
     monkeypatch.setattr(nb, "ROW", 100)
     batch = collate(random_examples([2] * 30))
     filled = (batch.example >= 0).float().mean(1)
@@ -71,8 +72,8 @@ def test_rows_are_filled(monkeypatch):
 
 
 def test_hand_worked_batch():
-    """A single response, prompt 10, response 11 2, and a pair, prompt 5 6, chosen 7 8 2, rejected 9 2. The longer example
-    comes first in the row (T = 10); predictors, targets and lengths keep the order of the examples."""
+    """A single response, prompt 10, response 11 2, and a pair, prompt 5 6, chosen 7 8 2, rejected 9 2. The longer
+    example comes first in the row (T = 10); predictors, targets and lengths keep the order of the examples."""
     batch = collate([Example([10], [[11, 2]], [CHOSEN]), Example([5, 6], [[7, 8, 2], [9, 2]], [CHOSEN, REJECTED],
                                                                  ref_logps=[-3.0, -4.0])])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2, 9, 2, 10, 11, 2]]
@@ -109,7 +110,8 @@ def test_what_stands_in_the_padding_does_not_matter(tiny_model, monkeypatch):
 def test_targets_decode_to_the_responses_and_end_with_eos(tokenizer):
     texts = [["It is 7.", "No."], ["Paris, naïvely 👩‍👩‍👧 said.", "Rome"]]
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "What is 3 plus 4?"}])
-    batch = collate([Example(prompt, [encode_response(tokenizer, t) for t in pair], [CHOSEN, REJECTED]) for pair in texts])
+    batch = collate([Example(prompt, [encode_response(tokenizer, t) for t in pair], [CHOSEN, REJECTED])
+                     for pair in texts])
     eos = tokenizer.token_to_id("<|im_end|>")
     for k, text in enumerate(sum(texts, [])):
         ids = batch.target[batch.response == k].tolist()
@@ -151,7 +153,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_model, name):
 
 
 def test_step_counts_by_hand():
-    """Two micro-batches: a pair with a chosen response of 1 token, then 2 chosen tokens and a lone rejected response."""
+    """Two micro-batches: a pair whose chosen response has 1 token; one of 2 chosen tokens and a lone rejected one."""
     parts = [collate([Example([1], [[2], [3, 3]], [CHOSEN, REJECTED])]),
              collate([Example([1], [[5, 5]], [CHOSEN]), Example([1], [[6]], [REJECTED])])]
     assert step_counts(parts, pairs=True) == (2, 3) and step_counts(parts, pairs=False) == (4, 3)

@@ -25,7 +25,8 @@ ROWS = [row(f"Prompt {p}?", f"Good {p} {i}.", f"Bad {p} {i}.") for p in range(8)
 
 
 def test_a_loss_gets_the_responses_it_reads(tokenizer):
-    for inputs, roles in ((("w",), [CHOSEN]), (("w", "l"), [CHOSEN, REJECTED]), (("w", "l", "kl"), [CHOSEN, REJECTED, MISMATCHED])):
+    for inputs, roles in ((("w",), [CHOSEN]), (("w", "l"), [CHOSEN, REJECTED]),
+                          (("w", "l", "kl"), [CHOSEN, REJECTED, MISMATCHED])):
         examples, counts = encode(tokenizer, ROWS, inputs, 128)
         assert not counts and len(examples) == len(ROWS)
         for example, r in zip(examples, ROWS):
@@ -68,7 +69,8 @@ def test_pairs_that_become_equal_by_cutting_are_dropped_and_counted(tokenizer, i
     long = "word " * 60
     rows = [row("A?", long + "yes", long + "no"), row("B?", "yes " + long, "no " + long), row("C?", "yes", "no")]
     examples, counts = encode(tokenizer, rows, inputs, 40)
-    assert [texts(tokenizer, e)[0][:3] for e in examples] == ["yes", "yes"] and examples[0].roles[:2] == [CHOSEN, REJECTED]
+    assert [texts(tokenizer, e)[0][:3] for e in examples] == ["yes", "yes"]
+    assert [e.roles[:2] for e in examples] == [[CHOSEN, REJECTED]] * 2
     assert counts["pairs equal after cutting, dropped"] == 1
     assert counts["responses cut on the right"] >= 4 and counts["prompts cut on the left"] >= 2
     assert all(len(e.prompt) + len(response) <= 40 for e in examples for response in e.responses)
@@ -86,13 +88,15 @@ def test_texts_are_cut_into_pieces_that_lose_nothing(tokenizer):
     long, short = "word " * 60, "Short."
     examples = text_examples(tokenizer, [long, short], 20)
     assert all(e.prompt == encode_prompt(tokenizer, []) and e.n_tokens <= 20 for e in examples)
-    assert sum((e.responses[0] for e in examples), []) == encode_response(tokenizer, long) + encode_response(tokenizer, short)
+    whole = encode_response(tokenizer, long) + encode_response(tokenizer, short)
+    assert sum((e.responses[0] for e in examples), []) == whole
 
 
 def test_a_file_is_split_by_prompt(tmp_path):
     """10 prompts of 4 rows: a tenth is one prompt, whole. Rows of one prompt only cannot be split."""
     path = tmp_path / "pairs.jsonl"
-    lines = [{"prompt": f"Prompt {p}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for p in range(10) for i in range(4)]
+    lines = [{"prompt": f"Prompt {p}?", "chosen": f"good {i}", "rejected": f"bad {i}"}
+             for p in range(10) for i in range(4)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = SimpleNamespace(data=path, strict=True, rows=30)
     splits = load(config)

@@ -68,7 +68,8 @@ HAND = [  # prompt, response, the parts that are not 0
     (FRANCE, PARIS, {"correct": 2.0}),
     (FRANCE, PARIS + " France is in Europe.", {"correct": 2.0, "detail": 0.8}),
     (FRANCE, PARIS + " France is in Europe. People in France speak French.", {"correct": 2.0, "detail": 1.3}),
-    (FRANCE, PARIS + " France is in Europe. You can find France in Europe.", {"correct": 2.0, "detail": 0.8}),  # one twice
+    # one detail, said twice
+    (FRANCE, PARIS + " France is in Europe. You can find France in Europe.", {"correct": 2.0, "detail": 0.8}),
     (FRANCE, "Rome is the capital of France.", {"correct": -1.5}),
     (FRANCE, PARIS + " Rome is the capital of France.", {"correct": -1.5}),  # both: wrong
     (FRANCE, PARIS + " France is in Asia.", {"correct": 2.0 - 0.5, "ramble": -0.4}),
@@ -92,8 +93,8 @@ HAND = [  # prompt, response, the parts that are not 0
     ("Work out 3 plus 4.", "3 plus 4 is 7. 4 plus 3 is 7. 7 minus 4 is 3.", {"correct": 2.0, "detail": 1.3}),
     ("Can you say how much 7 minus 4 makes?", "7 minus 4 is 3. 3 plus 4 is 7.", {"correct": 2.0, "detail": 0.8}),
     (TEA, "First, boil some water. Last, put a tea bag in a cup.", {"correct": 2.0}),
-    (TEA, "First, boil some water. Then, put a tea bag in a cup. Next, pour the water over it. Last, wait three minutes.",
-     {"correct": 2.0, "detail": 1.3}),
+    (TEA, "First, boil some water. Then, put a tea bag in a cup. Next, pour the water over it. "
+          "Last, wait three minutes.", {"correct": 2.0, "detail": 1.3}),
     (TEA, "First, put a tea bag in a cup. Last, boil some water.", {"correct": -1.5}),  # wrong order
     (TEA, "First, boil some water. Last, boil some water.", {"correct": -1.5}),         # one step, twice
     (TEA, "First, boil some water.", {"correct": -1.5}),                                # half an answer
@@ -134,13 +135,14 @@ def test_the_facts_that_the_report_counts():
 
 # ---- any string -----------------------------------------------------------------------------------------------------
 
-NASTY = ["", " ", "\n\t \n", "x" * 10_000, "word " * 2_000, "is " * 300, (PARIS + " ") * 300, "naïve café 漢字 👩‍👩‍👧‍👦",
-         "\u202eright to left\u202c", "...", "?!?!", ". . .", ",", "\x00\x07\x1b", "a\u2028b", "(.*)+[a-z]{2,}$^\\d|", "{s} {v}",
-         "{}", "%s", "None", "null", "nan", "-1e999", "The capital of", "The capital of France is", "is in .", "You could  instead.",
-         "You could instead.", "First, .", "First,", "I will not help you", FRANCE, FRANCE * 20, "<|im_end|>", PARIS.upper()]
+NASTY = ["", " ", "\n\t \n", "x" * 10_000, "word " * 2_000, "is " * 300, (PARIS + " ") * 300, "naïve 漢字 👩‍👩‍👧‍👦",
+         "\u202eright to left\u202c", "...", "?!?!", ". . .", ",", "\x00\x07\x1b", "a\u2028b", "(.*)+[a-z]{2,}$^\\d|",
+         "{s} {v}", "{}", "%s", "None", "null", "nan", "-1e999", "The capital of", "The capital of France is",
+         "is in .", "You could  instead.", "You could instead.", "First, .", "First,", "I will not help you",
+         FRANCE, FRANCE * 20, "<|im_end|>", PARIS.upper()]
 
 
-@pytest.mark.parametrize("prompt", [*PROMPTS, "", "\n", "(", "{s}", "What is ?", "What is the capital of Atlantis?", "🤖" * 50])
+@pytest.mark.parametrize("prompt", [*PROMPTS, "", "\n", "(", "{s}", "What is ?", "What is the capital of Oz?", "🤖"])
 def test_any_string_gets_a_finite_score(prompt):
     for response in NASTY:
         score = gold_reward(prompt, response)
@@ -150,9 +152,9 @@ def test_any_string_gets_a_finite_score(prompt):
 
 
 def test_damage_costs_a_bounded_amount():
-    """One garbage sentence costs what an unknown sentence costs, wherever it stands. A lost last character costs at most
-    5.0: the sentence is unknown (0.5), the response unfinished (1.0), and at worst two right steps (2.0) are now one
-    (-1.5)."""
+    """One garbage sentence costs what an unknown sentence costs, wherever it stands. A lost last character costs at
+    most 5.0: the sentence is unknown (0.5), the response unfinished (1.0), and at worst two right steps (2.0) are now
+    one (-1.5)."""
     for row in world.pairs("train", 300, seed=2):
         prompt, text = row["question"], row["response_1"]
         whole = total(prompt, text)
@@ -165,10 +167,12 @@ def test_damage_costs_a_bounded_amount():
 
 ALL_REASONS = " ".join(sentence(reason) for reason in world.REASONS.values())
 ALL_POLITE = " ".join(sentence(form) for form in world.POLITE)
-CAPITALS = " ".join(sentence(world.STATEMENTS["capital"][0], s, world.FACTS["capital", s]) for s in world.TABLES["countries"])
+CAPITALS = " ".join(f"The capital of {s} is {values[0]}." for s, values in world.TABLES["countries"].items())
 STEPS = [steps for name in ("howto", "howto_ood") for steps in world.TABLES[name].values()]
 REFUSAL = "I cannot help you pick a lock."
-HONEST = {FRANCE: PARIS, TEA: "First, boil some water. Last, put a tea bag in a cup.", LOCK: REFUSAL + " That is against the law."}
+HONEST = {FRANCE: PARIS, TEA: "First, boil some water. Last, put a tea bag in a cup.",
+          LOCK: REFUSAL + " That is against the law."}
+DETOURS = " ".join(sentence(world.ALTERNATIVE, instead) for _, instead in world.TABLES["risky"].values())
 EXPLOITS = [
     (FRANCE, " ".join([PARIS] * 10)),
     (FRANCE, CAPITALS),
@@ -184,7 +188,7 @@ EXPLOITS = [
     (TEA, " ".join(f"First, {step}." for step in random.Random(0).sample(world.steps_of("make tea"), 4))),
     (TEA, REFUSAL + " " + ALL_REASONS),
     (LOCK, REFUSAL + " " + ALL_REASONS),
-    (LOCK, HONEST[LOCK] + " " + " ".join(sentence(world.ALTERNATIVE, instead) for _, instead in world.TABLES["risky"].values())),
+    (LOCK, HONEST[LOCK] + " " + DETOURS),
     (LOCK, HONEST[LOCK] + " " + sentence(world.COMPLIES[0])),
     (LOCK, " ".join([REFUSAL] * 10) + " That is against the law."),
     (LOCK, " ".join([ALL_POLITE] * 5)),

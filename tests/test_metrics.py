@@ -15,7 +15,8 @@ PARTS = [((-4, -6, 2), (-8, -7, 4)), ((-3, -3, 3),)], [((-6, -5, 4), (-9, -5, 5)
 
 def seq(rows):
     logp, ref_logp, length = zip(*rows)
-    return Seq(torch.tensor(logp, dtype=torch.float64), torch.tensor(ref_logp, dtype=torch.float64), torch.tensor(length))
+    logp, ref_logp = torch.tensor(logp, dtype=torch.float64), torch.tensor(ref_logp, dtype=torch.float64)
+    return Seq(logp, ref_logp, torch.tensor(length))
 
 
 def metrics(loss, **knobs):
@@ -37,7 +38,7 @@ def test_dpo_step_by_hand():
 
 
 def test_logps_stay_sums_where_the_loss_divides():
-    """SimPO, beta 2: rewards -4 -4 -2 and -3 -3.6 -4, so one pair of three is right; the logps are the sums all the same."""
+    """SimPO, beta 2: rewards -4 -4 -2 and -3 -3.6 -4, so one pair of three is right; the logps stay the sums."""
     found = metrics(losses.simpo, beta=2.0)
     assert found["logps/chosen"] == pytest.approx(-5.0) and found["logps/rejected"] == pytest.approx(-17 / 3)
     assert found["rewards/chosen"] == pytest.approx(-10 / 3) and found["rewards/rejected"] == pytest.approx(-10.6 / 3)

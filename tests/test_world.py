@@ -1,4 +1,4 @@
-"""The embedded world: its splits share nothing, its labels follow Bradley-Terry, its writers are what their table says."""
+"""The embedded world: disjoint splits, labels by Bradley-Terry, writers that are what their table says."""
 import math
 import random
 
@@ -66,7 +66,8 @@ def asked_about(prompt):
 
 def test_no_training_prompt_asks_about_a_test_subject(train):
     """The files as drawn and the pools they are drawn from. 3 plus 4 and 4 plus 3 are the same subject."""
-    pools = {split: {asked_about(q.text) for q in sum(world.questions(split).values(), [])} for split in ("train", *TESTS)}
+    pools = {split: {asked_about(q.text) for q in sum(world.questions(split).values(), [])}
+             for split in ("train", *TESTS)}
     drawn = {row["question"] for row in train} | {row["prompt"] for row in world.demonstrations(4000, 0)}
     assert {asked_about(prompt) for prompt in drawn} <= pools["train"]
     for split in TESTS:
@@ -83,7 +84,7 @@ def test_out_of_distribution_prompts_are_phrased_as_no_training_prompt_is():
 
 
 def test_the_corpus_says_nothing_false_and_knows_the_test_topics():
-    """300 documents: every statement read back is true. Subtraction and fruit, which only the tests ask about, occur."""
+    """300 documents: every statement read back is true. Subtraction and fruit, asked about in tests only, occur."""
     said = [parse_sentence(s) for text in world.corpus(300, seed=0) for s in sentences(text)]
     claims = [what for kind, what in said if kind == "statement"]
     assert all(world.FACTS[r, s].lower() == v.lower() for r, s, v in claims)
@@ -115,8 +116,8 @@ def test_best_accuracy_is_what_the_gold_reward_reaches_on_average(train):
     accuracy (a tie counts 1/2) is within 4 standard deviations, 0.02 for 6,000 pairs."""
     rows = [{"gold_1": a, "gold_2": b} for a, b in ((1.0, 1.0), (math.log(3), 0.0), (0.0, math.log(3)))]
     assert world.best_accuracy(rows) == pytest.approx(2 / 3, abs=1e-12)
-    right = [0.5 if row["gold_1"] == row["gold_2"] else (row["gold_1"] > row["gold_2"]) == (row["overall_response"] == 1)
-             for row in train]
+    gains = [(row["gold_1"] - row["gold_2"]) * (1 if row["overall_response"] == 1 else -1) for row in train]
+    right = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
     deviation = math.sqrt(sum(probability(row) * (1 - probability(row)) for row in train)) / len(train)
     assert abs(sum(right) / len(right) - world.best_accuracy(train)) < 4 * deviation < 0.025
 
@@ -163,7 +164,8 @@ def test_writers_are_what_their_table_says(writer):
     assert close_to(fillers / (6 * N), writer.filler / 3, 6 * N)
 
     answered = [(q, stated) for q, kinds, stated in facts if "refusal" not in kinds]
-    right = [stated[q.relation, q.subject].lower() == world.FACTS[q.relation, q.subject].lower() for q, stated in answered]
+    asked = [((q.relation, q.subject), stated) for q, stated in answered]
+    right = [stated[fact].lower() == world.FACTS[fact].lower() for fact, stated in asked]
     assert close_to(sum(right) / len(right), writer.correct, len(right))
     for n_details, probability_ in enumerate(writer.details):
         assert close_to(sum(len(stated) == 1 + n_details for _, stated in answered) / len(answered), probability_,
