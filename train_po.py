@@ -54,7 +54,6 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)
 
     # 2. Data, policy and reference.
-    loss, inputs = LOSSES[config.loss], LOSSES[config.loss].inputs
     if config.stage == "base":
         splits, texts = None, ex.plain_texts(config)
         policy, tokenizer = new_model(texts, VOCABULARY[config.data == "world"], ARCHITECTURE)
@@ -63,40 +62,46 @@ def train(config: RunConfig) -> Path:
         splits = ex.load(config)
         policy, tokenizer = load_model(start)
         rows = splits.sft if config.stage == "sft" else splits.train
-        examples, counts = ex.encode(tokenizer, rows, inputs, config.max_length, config.seed)
+        examples, counts = ex.encode(tokenizer, rows, LOSSES[config.loss].inputs, config.max_length, config.seed)
     n_parameters = sum(p.numel() for p in policy.parameters())
     print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}")
-    print("".join(f"{note}\n" for note in (splits.notes if splits else [])) +
-          "".join(f"  {n} {what}\n" for what, n in counts.items()), end="")
+    for note in [*(splits.notes if splits else []), *(f"{n} {what}" for what, n in counts.items())]:
+        print(f"  {note}")
     policy.to(device).train()
     if config.stage == "po":
-        examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.fresh is not None)
-    steps = len(examples) // config.batch_size * config.epochs
+        examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.fresh)
+
+    # 3. Step-0 check and loop.
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**asdict(config), "start": start and str(start)}, indent=2) + "\n")
+    loop(config, folder, policy, tokenizer, examples, device, autocast)
+
+    # 4. Report.
+    report(config, folder, start, policy, tokenizer, splits, autocast)
+    return folder
+
+
+def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
+    """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
+    loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
     if not steps:
         raise UserError(f"{len(examples)} examples are fewer than one batch: lower --batch-size {config.batch_size}")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-
-    # 3. Step-0 check, or the checkpoint to go on from.
-    first, checkpoint = 0, folder / "checkpoint"
+    first, tokens, checkpoint, log_path = 0, 0, folder / "checkpoint", folder / "metrics.jsonl"
     if config.resume and checkpoint.exists():
-        stored, _ = load_model(checkpoint)
-        policy.load_state_dict(stored.state_dict())
-        first, _ = load_state(checkpoint, optimizer)
+        policy.load_state_dict(load_model(checkpoint)[0].state_dict())
+        first, extra = load_state(checkpoint, optimizer)
+        tokens = extra["tokens"]
         print(f"resuming at step {first} of {steps}")
     else:
         shutil.rmtree(checkpoint, ignore_errors=True)
-        if config.stage == "po":
-            with autocast:
-                step_0_check(policy, examples[:config.batch_size], config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**asdict(config), "start": start and str(start)}, indent=2) + "\n")
-    log_path = folder / "metrics.jsonl"
+        with autocast:
+            step_0_check(policy, examples[:config.batch_size], config)
     kept = log_path.read_text().splitlines(True)[:first] if first else []
     log_path.write_text("".join(kept))
 
-    # 4. The loop.
+    began = time.time()
     progress = tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage)
-    tokens, began = 0, time.time()
     with log_path.open("a") as log, progress:
         for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
             if step < first:
@@ -113,33 +118,30 @@ def train(config: RunConfig) -> Path:
                 with autocast:
                     logps = sequence_logps(policy, part)
                 seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
-                out = loss.fn(*(seqs[name] for name in inputs), **config.knobs)
-                value = reduce(out, n_terms, n_tokens)  # sums over the step's pairs and tokens, so accumulation is exact
+                out = loss.fn(*(seqs[name] for name in loss.inputs), **config.knobs)
+                value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens, so accumulation is exact
                 value.backward()
                 total += value.item()
                 logged.append((seqs, out))
                 tokens += (part.example >= 0).sum().item()
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
             if not (abs(total) < float("inf") and grad_norm < float("inf")):
-                raise UserError(f"step {step}: loss {total}, gradient norm {grad_norm}: training has diverged; lower --lr "
-                                f"{config.lr}. Checkpoint and log up to here are kept in {folder}")
+                raise UserError(f"step {step}: loss {total}, gradient norm {grad_norm}: training has diverged; lower "
+                                f"--lr {config.lr}. Checkpoint and log up to here are kept in {folder}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm, "lr": lr,
+                   "tokens": tokens}
             log.write(json.dumps(row) + "\n")
-            progress.set_postfix({k.split("/")[-1]: f"{row[k]:.3f}" for k in ("loss", "rewards/margins",
-                                                                           "rewards/accuracies") if k in row})
+            shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
+            progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
             progress.update()
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < steps:
                 log.flush()
-                save_model(policy, tokenizer, checkpoint, (optimizer, step + 1, {}))
+                save_model(policy, tokenizer, checkpoint, (optimizer, step + 1, {"tokens": tokens}))
     print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s")
     save_model(policy.eval(), tokenizer, folder / "model")
     shutil.rmtree(checkpoint, ignore_errors=True)
-
-    # 5. Report.
-    report(config, folder, start, policy, tokenizer, splits, autocast)
-    return folder
 
 
 if __name__ == "__main__":

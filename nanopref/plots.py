@@ -71,7 +71,8 @@ def _margin(ax, metrics, found, best, config):
 
 
 def _accuracy(ax, metrics, found, best, config):
-    curve(ax, metrics, "rewards/accuracies", "tab:orange", "training pairs")
+    untied = [m for m in metrics if m.get("rewards/ties", 0) < 1]  # at step 0 policy = reference: all margins are 0
+    curve(ax, untied, "rewards/accuracies", "tab:orange", "training pairs")
     ax.axhline(0.5, color="0.8", lw=1, zorder=0)
     if best:
         limit = next(iter(best.values()))

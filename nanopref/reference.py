@@ -13,7 +13,7 @@ from .batch import score
 from .text import CHAT_TEMPLATE
 
 
-def cached_logps(start: Path, reference, examples, cache: Path, autocast, fresh: bool) -> list:
+def cached_logps(start: Path, reference, examples, cache: Path, autocast, fresh) -> list:
     """The examples with `ref_logps` filled in (nats, summed). The key of the cache is the reference's weights, the
     token ids (so data, tokenizer and length limits), the template and the precision: another of any is another file."""
     digest = hashlib.sha256((start / "model.safetensors").read_bytes())

@@ -47,7 +47,7 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
         first = next(iter(found))
         result["side_by_side"] = side_by_side(found[first]["start"], found[first]["policy"], name, config.loss)
         print("\n" + "\n".join(result["side_by_side"]))
-        result["reading"] = read_run(metrics, told, config)
+        result["reading"] = read_run(metrics, told, config, splits.best_accuracy)
         print("\nWhat happened\n" + "\n".join(f"- {line}" for line in result["reading"]))
     with (folder / "answers.jsonl").open("w") as file:
         for split, by in found.items():
@@ -103,7 +103,7 @@ def side_by_side(before, after, name_before, name_after, n=5) -> list[str]:
     return lines
 
 
-def read_run(metrics, measures, config) -> list[str]:
+def read_run(metrics, measures, config, best_accuracy) -> list[str]:
     """The run in a few sentences: what moved, whether that is normal, and what to try."""
     last = metrics[-max(1, len(metrics) // 10):]
     mean = lambda key: sum(m[key] for m in last if key in m) / max(1, sum(key in m for m in last))
@@ -122,6 +122,9 @@ def read_run(metrics, measures, config) -> list[str]:
                          "the pairs: more epochs, or a higher --lr up to 2e-4?")
         else:
             lines.append(f"Both log-probs rose, the chosen one further: {moved}; the likelihood term of {config.loss} does that.")
+    if best_accuracy and mean("rewards/accuracies") > max(best_accuracy.values()) + 0.03:
+        lines.append(f"Training pairs are ranked right {mean('rewards/accuracies'):.0%} of the time, more than any judge could "
+                     "on labels this noisy: the noise is being learnt by heart. Fewer epochs, or more pairs.")
     for split, by in measures.items():
         before, after = by["start"], by["policy"]
         if "score" in after:
