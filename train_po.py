@@ -85,7 +85,8 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
     loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
     if not steps:
-        raise UserError(f"{len(examples)} examples are fewer than one batch: lower --batch-size {config.batch_size}")
+        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
+                        f"{config.batch_size}: give more rows of the kind it needs, or lower --batch-size")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     first, tokens, checkpoint, log_path = 0, 0, folder / "checkpoint", folder / "metrics.jsonl"
     if config.resume and checkpoint.exists():

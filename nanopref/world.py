@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .gold import gold_reward
 
-TABLES = json.loads((Path(__file__).parent.parent / "data" / "world.json").read_text())
+TABLES_PATH = Path(__file__).parent.parent / "data" / "world.json"
+TABLES = json.loads(TABLES_PATH.read_text())
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Forms. {s} is the subject, {v} the value; the first letter is capitalised when a sentence is rendered.

@@ -133,6 +133,18 @@ def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, ca
     assert "reference log-probs: reusing" in capsys.readouterr().out
 
 
+def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tmp_path):
+    unpaired = tmp_path / "unpaired.jsonl"
+    rows = [json.loads(line) for line in pairs.open()]
+    unpaired.write_text("".join(json.dumps({"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}) + "\n"
+                                for i, row in enumerate(rows) for side in (("chosen",) if i % 3 else ("rejected",))))
+    _, metrics = run(unpaired, start, tmp_path / "out", loss="kto")
+    assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # half of each example's weight at policy = reference
+    assert "kl" in metrics[0] and "rewards/accuracies" not in metrics[0]
+    with pytest.raises(UserError, match="0 examples that dpo can use"):
+        run(unpaired, start, tmp_path / "out", loss="dpo")
+
+
 def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
     monkeypatch.setattr(train_po, "sequence_logps", lambda model, b: batch_module.sequence_logps(model, b) * float("nan"))
     with pytest.raises(UserError, match="diverged; lower --lr"):

@@ -182,3 +182,9 @@ def test_wrong_steps_spoil_a_how_to_as_often_as_the_table_says():
         if steps:
             right.append(steps == world.steps_of(question.subject)[:len(steps)])
     assert close_to(sum(right) / len(right), 0.25 + 0.75 / 80, len(right))
+
+
+def test_the_committed_examples_are_what_the_generator_writes(tmp_path):
+    world.make(tmp_path, seed=0, sizes=world.EXAMPLES)
+    committed = world.TABLES_PATH.parent / "examples"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {p.name: p.read_text() for p in committed.iterdir()}
