@@ -33,14 +33,14 @@ def load(config) -> Splits:
         names = ("sft", "train", "test_id", "test_ood")
         files = {name: read(folder / f"{name}.jsonl", config.strict) for name in names}
         best = {name: world.best_accuracy(world.pairs(name, world.SIZES[name], 0)) for name in ("test_id", "test_ood")}
-        return Splits(files["sft"].rows, files["train"].rows[:config.rows],
+        return Splits(files["sft"].rows[:config.rows], files["train"].rows[:config.rows],
                       {name: files[name].rows for name in best}, True, [f"data: the embedded world, in {folder}"], best)
     data = read(config.data, config.strict)
     train, test = split(data.rows, TEST_FRACTION, seed=0)
     if not test:
         raise UserError(f"{config.data}: {len(data.rows)} rows are too few to keep {TEST_FRACTION:.0%} for testing")
     sft = [row for row in train if row.chosen is not None]
-    return Splits(sft, train[:config.rows], {"test": test}, False, [f"data: {data.summary()}"], {})
+    return Splits(sft[:config.rows], train[:config.rows], {"test": test}, False, [f"data: {data.summary()}"], {})
 
 
 def plain_texts(config) -> list[str]:

@@ -1,4 +1,7 @@
 """A tokenizer of the embedded world and tiny models that go with it."""
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -26,3 +29,14 @@ def tiny_model(tokenizer):
             torch.nn.init.normal_(parameter, 0.1, 0.3, generator=generator)
         return model
     return build
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory):
+    """One folder for the runs of the README and the notebooks, so that the SFT model is trained once; or not at all, if
+    `runs/` has it: its name says that it is the same."""
+    out = tmp_path_factory.mktemp("runs")
+    for done in (Path(__file__).parent.parent / "runs" / "world").glob("sft-seed0-*"):
+        if (done / "report.json").exists():
+            shutil.copytree(done, out / "world" / done.name)
+    return out
