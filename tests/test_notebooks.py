@@ -18,19 +18,15 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """One folder for all notebooks' runs: the SFT model is trained once, and the checkout stays as it is."""
-    return tmp_path_factory.mktemp("runs")
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_runs_from_top_to_bottom(path, out, monkeypatch):
+def test_runs_from_top_to_bottom(path, shared_runs, monkeypatch):
     """As it is, from the notebooks folder, as Jupyter starts it. A failing cell, its own asserts included, raises."""
-    monkeypatch.setenv("NANOPREF_OUT", str(out))
+    monkeypatch.setenv("NANOPREF_OUT", str(shared_runs))
+    checkout_runs = path.parent.parent / "runs"
+    before = sorted(checkout_runs.rglob("*"))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
-    assert any(out.iterdir())  # the notebook wrote its runs here, so not into the checkout
+    assert sorted(checkout_runs.rglob("*")) == before  # its runs went to the test's folder
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
