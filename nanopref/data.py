@@ -38,6 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
+    """What `read` found in one file."""
     path: str
     format: str           # a key of FORMATS
     rows: list

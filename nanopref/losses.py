@@ -312,6 +312,7 @@ def d_kto(w, l, kl, *, beta, desirable_weight, undesirable_weight):
 
 
 class Loss(NamedTuple):
+    """One line of the registry."""
     fn: Callable[..., Out]
     grad: Callable[..., Grad]
     reference: bool  # reads ref_logp

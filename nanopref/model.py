@@ -89,6 +89,8 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions: several query heads share one key-value head."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
@@ -125,6 +127,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then MLP, each on the normalised input and added to it."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -148,6 +148,7 @@ SHARES = {"fact": 0.4, "sum": 0.2, "howto": 0.2, "risky": 0.2}  # of the prompts
 # 3. Writers: quality attributes that vary apart. Every number is a probability, `filler` a mean count.
 @dataclass(frozen=True)
 class Writer:
+    """How often a writer gets each attribute right; see `write` for what each does to a text."""
     name: str
     share: float             # of all responses
     correct: float           # the answer (and each detail) is right
