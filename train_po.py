@@ -67,6 +67,9 @@ def train(config: RunConfig) -> Path:
     print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}")
     for note in [*(splits.notes if splits else []), *(f"{n} {what}" for what, n in counts.items())]:
         print(f"  {note}")
+    if len(examples) < config.batch_size:
+        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
+                        f"{config.batch_size}: give more rows of the kind it needs, or lower --batch-size")
     policy.to(device).train()
     if config.stage == "po":
         examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.fresh)
@@ -84,9 +87,6 @@ def train(config: RunConfig) -> Path:
 def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
     loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
-    if not steps:
-        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
-                        f"{config.batch_size}: give more rows of the kind it needs, or lower --batch-size")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     first, tokens, checkpoint, log_path = 0, 0, folder / "checkpoint", folder / "metrics.jsonl"
     if config.resume and checkpoint.exists():

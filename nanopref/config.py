@@ -71,8 +71,8 @@ class RunConfig:
             raise UserError(f"--data {self.data}: no such file; give a JSONL file, or leave it out for the embedded world")
         if not 0 < self.lr < 1:
             raise UserError(f"--lr must lie between 0 and 1, got {self.lr}")
-        for name in ("epochs", "batch_size", "accumulate", "prompts"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "accumulate", "prompts", "rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise UserError(f"--batch-size {self.batch_size} must be a multiple of --accumulate {self.accumulate}")

@@ -16,7 +16,18 @@ from nanopref.errors import UserError
 LOG2 = math.log(2)
 
 # No default among them, so a knob that is ignored or used twice cannot hide behind the value 1 or 0.
-ODD_KNOBS = {
+class Asked(dict):
+    """A table with a line per loss; a new loss is told what it still lacks."""
+
+    def __init__(self, what, lines):
+        super().__init__(lines)
+        self.what = what
+
+    def __missing__(self, name):
+        raise AssertionError(f"new loss {name!r}: tests/test_losses.py wants {self.what}")
+
+
+ODD_KNOBS = Asked("its knobs, all away from their defaults, in ODD_KNOBS", {
     "sft": {},
     "dpo": {"beta": 0.3, "label_smoothing": 0.2},
     "robust_dpo": {"beta": 0.3, "flip_rate": 0.2},
@@ -29,7 +40,7 @@ ODD_KNOBS = {
     "hinge": {"beta": 0.5},
     "dpop": {"beta": 0.3, "lam": 2.0},
     "kto": {"beta": 0.5, "desirable_weight": 1.3, "undesirable_weight": 0.8},
-}
+})
 
 
 def call(m, name, seqs, **knobs):
@@ -146,11 +157,11 @@ def check_gradient(m, name):
 
 
 # At ODD_KNOBS, policy = reference, chosen 2 tokens and rejected 6, one nat per token (cpo: 6 nats each).
-AT_REFERENCE = {
+AT_REFERENCE = Asked("its value at policy = reference with ODD_KNOBS in AT_REFERENCE", {
     "sft": 0.0, "dpo": LOG2, "robust_dpo": LOG2, "ipo": 1 / (4 * 0.4**2), "ln_dpo": LOG2,
     "simpo": math.log(1 + math.exp(0.7)), "cpo": LOG2, "orpo": 1 + 0.7 * LOG2,
     "r_dpo": math.log(1 + math.exp(-0.05 * (2 - 6))), "hinge": 1.0, "dpop": LOG2, "kto": [1.3 / 2, 0.8 / 2],
-}
+})
 
 
 def check_at_reference(m, name):
@@ -178,7 +189,7 @@ def check_reference_use(m, name):
 
 
 # The loss as a function of the two logged rewards (and of what the reward leaves out).
-FROM_REWARDS = {
+FROM_REWARDS = Asked("its loss as a function of the two logged rewards in FROM_REWARDS", {
     "dpo": lambda r, q, s, k: 0.8 * F.softplus(q - r) + 0.2 * F.softplus(r - q),
     "robust_dpo": lambda r, q, s, k: (0.8 * F.softplus(q - r) - 0.2 * F.softplus(r - q)) / 0.6,
     "ipo": lambda r, q, s, k: ((r - q - 0.5) / k["tau"]) ** 2,
@@ -192,7 +203,7 @@ FROM_REWARDS = {
     "kto": lambda r, q, s, k: torch.cat([
         k["desirable_weight"] * torch.sigmoid(k["beta"] * (s["kl"].logp - s["kl"].ref_logp).mean() - r),
         k["undesirable_weight"] * torch.sigmoid(q - k["beta"] * (s["kl"].logp - s["kl"].ref_logp).mean())]),
-}
+})
 
 
 def check_rewards(m, name):

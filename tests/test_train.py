@@ -166,6 +166,7 @@ def command(*arguments):
     (["--loss", "dpo", "--beta", "-1"], "beta must be a finite number above 0"),
     (["--loss", "dpo", "--lr", "7"], "--lr must lie between 0 and 1"),
     (["--loss", "dpo", "--epochs", "0"], "--epochs must be at least 1"),
+    (["--loss", "dpo", "--rows", "-5"], "--rows must be at least 1"),
     (["--loss", "dpo", "--model", "scratch"], "it goes with --loss sft"),
     (["--loss", "dpo", "--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
     (["--loss", "dpo", "--model", "no-such-folder"], "no-such-folder"),
