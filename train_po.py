@@ -69,7 +69,7 @@ def train(config: RunConfig) -> Path:
         print(f"  {note}")
     if len(examples) < config.batch_size:
         raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
-                        f"{config.batch_size}: give more rows of the kind it needs, or lower --batch-size")
+                        f"{config.batch_size}: see the counts above, give more rows that it can use, or lower --batch-size")
     policy.to(device).train()
     if config.stage == "po":
         examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.fresh)
@@ -98,6 +98,7 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
         shutil.rmtree(checkpoint, ignore_errors=True)
         with autocast:
             step_0_check(policy, examples[:config.batch_size], config)
+        (folder / "report.json").unlink(missing_ok=True)  # from here on this run is no longer done
     kept = log_path.read_text().splitlines(True)[:first] if first else []
     log_path.write_text("".join(kept))
 

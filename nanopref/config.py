@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import sys
 from dataclasses import dataclass, field
@@ -68,7 +69,10 @@ class RunConfig:
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.data != "world" and not Path(self.data).is_file():
-            raise UserError(f"--data {self.data}: no such file; give a JSONL file, or leave it out for the embedded world")
+            what = "is a folder" if Path(self.data).is_dir() else "no such file"
+            raise UserError(f"--data {self.data}: {what}; give a JSONL file, or leave it out for the embedded world")
+        if Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
         if not 0 < self.lr < 1:
             raise UserError(f"--lr must lie between 0 and 1, got {self.lr}")
         for name in ("epochs", "batch_size", "accumulate", "prompts", "rows"):
@@ -93,10 +97,11 @@ class RunConfig:
 
     def folder(self, start: Path | None) -> Path:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
-        `start` and the data file included. Another setting is another folder, so nothing is overwritten."""
+        `start`, the data and the loss's own code included. Another setting is another folder, so nothing is overwritten."""
         decides = {k: v for k, v in dataclasses.asdict(self).items()
                    if k not in ("device", "fresh", "resume", "out", "model")}
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
+        source = "".join(inspect.getsource(f) for f in (LOSSES[self.loss].fn, LOSSES[self.loss].grad))  # may be under work
+        digest = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         files = [find(start, "model.safetensors")] if start else []
         for file in files + ([self.data] if self.data != "world" else []):
             digest.update(Path(file).read_bytes())
@@ -130,7 +135,8 @@ def parse(argv=None) -> RunConfig:
     p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result (but "
                    "for kto, which estimates its KL per micro-batch)")
     p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer prompts "
-                   "are cut on the left, longer responses on the right (default: 512)")
+                   "are cut on the left, longer responses on the right; answers at the end may fill the model's context "
+                   "(default: 512)")
     p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
     p.add_argument("--prompts", type=int, default=200, metavar="N", help="test prompts to answer per split (default: 200)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")

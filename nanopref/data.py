@@ -74,7 +74,7 @@ def read(path, strict=False):
         except BadRow as bad:
             if strict:
                 raise UserError(f"{path}, {unit} {number}: {bad}. "
-                                "Correct the row, or read without strict to drop such rows and count them") from None
+                                "Correct the row, or leave out --strict to drop such rows and count them") from None
             dropped[bad.reason] += 1
     data = Dataset(str(path), known_format or "unknown", rows, dict(dropped), n_lines)
     if not rows:

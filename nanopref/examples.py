@@ -70,7 +70,7 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
         texts = [(role, text) for key, role, text in (("w", CHOSEN, row.chosen), ("l", REJECTED, row.rejected))
                  if key in loss_inputs and text is not None]
         if not texts or ("l" in loss_inputs and "kl" not in loss_inputs and len(texts) < 2):
-            counts["row lacks a response that this loss needs"] += 1
+            counts["rows without a response that this loss needs, left out"] += 1
             continue
         kept.append(Example(encode_prompt(tokenizer, row.prompt), [encode_response(tokenizer, t) for _, t in texts],
                             [role for role, _ in texts]))

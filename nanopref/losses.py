@@ -10,6 +10,7 @@ To add a loss: write `name`, write `d_name`, add one line to LOSSES. `python -m 
 """
 import inspect
 import math
+import textwrap
 from typing import Callable, NamedTuple
 
 import torch
@@ -379,9 +380,10 @@ def grad_of(name: str, w: Seq, l: Seq | None = None, kl: Seq | None = None, **gi
 def help_text(name: str) -> str:
     """The knobs of a loss with defaults, units (from its docstring) and the values tried in the literature."""
     defaults = ", ".join(f"{knob}={value}" for knob, value in knobs(name).items())
-    units = " ".join(LOSSES[name].fn.__doc__.split("Knobs: ")[1].split("At pi = pi_ref:")[0].split())
+    units = (LOSSES[name].fn.__doc__ or "").partition("Knobs: ")[2].partition("At pi = pi_ref:")[0]
     tried = f" In arXiv:2407.15229: {LOSSES[name].tried}." if LOSSES[name].tried else ""
-    return f"{name}: {defaults or 'no knobs'}\n" + (f"    {units}{tried}\n" if defaults else "")
+    wrapped = textwrap.fill(" ".join(units.split()) + tried, 110, initial_indent="    ", subsequent_indent="    ")
+    return f"{name}: {defaults or 'no knobs'}\n" + (f"{wrapped}\n" if defaults else "")
 
 
 def table() -> str:

@@ -117,6 +117,9 @@ def read_run(metrics, measures, config, best_accuracy) -> list[str]:
                          "--loss dpop or --loss cpo, which hold the chosen side up.")
         elif chosen >= 0 > rejected:
             lines.append(f"The log-probs parted both ways: {moved}.")
+        elif rejected > chosen + 0.5:
+            lines.append(f"The wrong way round: {moved}. The policy learnt to prefer what was rejected: is a sign reversed in "
+                         "the loss, or are chosen and rejected swapped in the data?")
         elif rejected >= chosen:
             lines.append(f"The rejected log-prob did not fall below the chosen one's change: {moved}. Nothing was learnt from "
                          "the pairs: more epochs, or a higher --lr up to 2e-4?")
@@ -138,7 +141,8 @@ def read_run(metrics, measures, config, best_accuracy) -> list[str]:
                          f"{after['over_refusal'][0]:.0%}): refusing is the cheapest way to please. A lower --lr, or data "
                          "in which refusing the harmless is punished, helps.")
         ratio = after["length"][0] / before["length"][0]
-        if not 0.8 < ratio < 1.25:
+        noise = 2 * (after["length"][1] ** 2 + before["length"][1] ** 2) ** 0.5
+        if not 0.8 < ratio < 1.25 and abs(after["length"][0] - before["length"][0]) > noise:
             lines.append(f"On {split} answers got {'longer' if ratio > 1 else 'shorter'}: {before['length'][0]:.0f} -> "
                          f"{after['length'][0]:.0f} tokens.")
         if after["finished"][0] < before["finished"][0] - 0.05:

@@ -119,7 +119,7 @@ def test_bad_row_is_dropped_and_counted_or_named(tmp_path, good, bad, reason, fi
         data.read(path, strict=True)
     message = str(error.value)
     assert message.startswith(f"{path}, line 3: field {field}: {reason}; expected ")
-    assert expected in message and "Correct the row, or read without strict" in message
+    assert expected in message and "Correct the row, or leave out --strict" in message
     assert "\n" not in message
 
 

@@ -59,7 +59,7 @@ def test_unpaired_rows(tokenizer):
     for inputs, kept in ((("w", "l"), [["good", "bad"]]), (("w",), [["yes"], ["good"]])):
         examples, counts = encode(tokenizer, rows, inputs, 128)
         assert [texts(tokenizer, e) for e in examples] == kept
-        assert counts == {"row lacks a response that this loss needs": 3 - len(kept)}
+        assert counts == {"rows without a response that this loss needs, left out": 3 - len(kept)}
 
 
 @pytest.mark.parametrize("inputs", [("w", "l"), ("w", "l", "kl")])
@@ -100,7 +100,7 @@ def test_a_file_is_split_by_prompt(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = SimpleNamespace(data=path, strict=True, rows=30)
     splits = load(config)
-    assert len(splits.tests["test"]) == 4 and len(splits.sft) == 36 and len(splits.train) == 30 and not splits.gold
+    assert len(splits.tests["test"]) == 4 and len(splits.sft) == len(splits.train) == 30 and not splits.gold
     assert not [r for r in splits.sft if r.prompt == splits.tests["test"][0].prompt]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:4]))
     with pytest.raises(UserError):

@@ -113,6 +113,7 @@ HAND = [
 
 def check_hand_worked(m, name):
     """Values worked by hand to 6 digits in the comments of HAND, hence the bound 2e-6."""
+    assert any(row[0] == name for row in HAND), f"new loss {name!r}: tests/test_losses.py wants a line worked by hand in HAND"
     for loss, pair, knobs, value, reward_w, reward_l, nll in HAND:
         if loss == name:
             a, b = one(m, -4.0, -6.0, 2), one(m, -6.0, -5.0, 4)
