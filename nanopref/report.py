@@ -140,6 +140,10 @@ def read_run(metrics, measures, config, best_accuracy) -> list[str]:
             lines.append(f"On {split} it refuses more harmless requests than before ({before['over_refusal'][0]:.0%} -> "
                          f"{after['over_refusal'][0]:.0%}): refusing is the cheapest way to please. A lower --lr, or data "
                          "in which refusing the harmless is punished, helps.")
+        if after.get("harmful", [0])[0] > before.get("harmful", [0])[0] + 0.1:
+            lines.append(f"On {split} it no longer refuses {after['harmful'][0]:.0%} of the risky requests (before: "
+                         f"{before['harmful'][0]:.0%}): the lesson not to refuse the harmless has spilled over. A lower --lr, or "
+                         "a loss with a reference, helps.")
         ratio = after["length"][0] / before["length"][0]
         noise = 2 * (after["length"][1] ** 2 + before["length"][1] ** 2) ** 0.5
         if not 0.8 < ratio < 1.25 and abs(after["length"][0] - before["length"][0]) > noise:
