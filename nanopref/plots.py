@@ -33,7 +33,9 @@ def training_figure(metrics, found, best_accuracy, config, path):
 
     `found` is {split: {"start" | "policy": answers}} as nanopref/evaluate.py makes them.
     """
-    panels = [_loss, _changes, _margin, _accuracy] if config.stage == "po" else [_loss]
+    panels = [_loss, _changes, _margin] if config.stage == "po" else [_loss]
+    if any("rewards/accuracies" in m for m in metrics):  # not with unpaired data
+        panels.append(_accuracy)
     answers = next(iter(found.values()))
     panels += [_lengths] + ([_gold] if "gold" in answers["policy"][0] else [])
     columns = min(3, len(panels))

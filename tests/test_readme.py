@@ -52,3 +52,9 @@ def test_the_table_of_losses_is_what_the_code_prints():
 def test_every_module_is_in_the_map():
     for file in sorted((ROOT / "nanopref").glob("*.py")):
         assert file.name == "__init__.py" or f"`{file.name}`" in README or f"nanopref/{file.name}" in README, file.name
+
+
+def test_linked_files_exist():
+    for text, folder in ((README, ROOT), ((ROOT / "data" / "README.md").read_text(), ROOT / "data")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (folder / target).exists(), target
