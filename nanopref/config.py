@@ -102,11 +102,9 @@ class RunConfig:
                    if k not in ("device", "fresh", "resume", "out", "model")}
         source = "".join(inspect.getsource(f) for f in (LOSSES[self.loss].fn, LOSSES[self.loss].grad))  # may be under work
         digest = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
-        files = [find(start, "model.safetensors")] if start else []
-        for file in files + ([self.data] if self.data != "world" else []):
-            digest.update(Path(file).read_bytes())
-        if self.data == "world":
-            digest.update(world.fingerprint(self.seed))
+        if start:
+            digest.update(find(start, "model.safetensors").read_bytes())
+        digest.update(world.fingerprint(self.seed) if self.data == "world" else Path(self.data).read_bytes())
         name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
         return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{digest.hexdigest()[:6]}"
 

@@ -29,10 +29,9 @@ def load(config) -> Splits:
     """The rows a run needs. The embedded world is written to files first and read like any other data."""
     if config.data == "world":
         folder = Path(config.out) / "world" / f"data-seed{config.seed}"
-        world.make(folder, config.seed)
-        names = ("sft", "train", "test_id", "test_ood")
-        files = {name: read(folder / f"{name}.jsonl", config.strict) for name in names}
-        best = {name: world.best_accuracy(world.pairs(name, world.SIZES[name], 0)) for name in ("test_id", "test_ood")}
+        written = world.make(folder, config.seed)
+        files = {name: read(folder / f"{name}.jsonl", config.strict) for name in written}
+        best = {name: world.best_accuracy(written[name]) for name in ("test_id", "test_ood")}
         return Splits(files["sft"].rows[:config.rows], files["train"].rows[:config.rows],
                       {name: files[name].rows for name in best}, True, [f"data: the embedded world, in {folder}"], best)
     data = read(config.data, config.strict)

@@ -101,6 +101,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, attn_mask, cache):
+        """x (B, T, d) -> (B, T, d); cos and sin (B, 1, T, hd/2), attn_mask and cache as in Transformer.forward."""
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, hd), (B, Hkv, T, hd) twice
                    for proj in (self.q_proj, self.k_proj, self.v_proj))

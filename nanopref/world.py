@@ -281,6 +281,7 @@ def corpus(n: int, seed: int) -> list[str]:
     tasks = [*TABLES["howto"], *TABLES["howto_ood"]]
 
     def about(q):
+        """The true answer to q, as sentences: a fact with some details, the steps, or a refusal with its reason."""
         if q.kind == "risky":
             reason, instead = risk_of(q.subject)
             return [refusal(q.subject, rng.choice(REFUSALS)), sentence(REASONS[reason]), sentence(ALTERNATIVE, instead)]
@@ -294,6 +295,7 @@ def corpus(n: int, seed: int) -> list[str]:
         return [sentence(f"{ORDINALS[3 if i == len(steps) - 1 else i]}, {s}.") for i, s in enumerate(steps)]
 
     def document():
+        """Questions with their answers, or a few facts, or the steps of a task."""
         dice = rng.random()
         if dice < 0.6:
             said = []
@@ -321,12 +323,13 @@ def fingerprint(seed: int) -> bytes:
     return json.dumps([SIZES, pairs("train", 200, seed), demonstrations(200, seed), corpus(200, 0)]).encode()
 
 
-def make(folder, seed: int, sizes: dict = SIZES) -> None:
-    """Write sft.jsonl, train.jsonl, test_id.jsonl and test_ood.jsonl. `seed` draws the training data; the two test
-    files are the same for every seed, so that runs can be compared."""
+def make(folder, seed: int, sizes: dict = SIZES) -> dict[str, list[dict]]:
+    """Write sft.jsonl, train.jsonl, test_id.jsonl and test_ood.jsonl, and return their rows by name. `seed` draws the
+    training data; the two test files are the same for every seed, so that runs can be compared."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"sft": demonstrations(sizes["demonstrations"], seed), "train": pairs("train", sizes["train"], seed),
              "test_id": pairs("test_id", sizes["test_id"], 0), "test_ood": pairs("test_ood", sizes["test_ood"], 0)}
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
