@@ -4,10 +4,9 @@
     python train_po.py --loss dpo --beta 0.3
     python train_po.py --loss kto --data my.jsonl  # on your own data
     python train_po.py --loss sft                  # the stage before
+    python train_po.py --loss dpo --model DIR --data my.jsonl  # on a pretrained model, a Hugging Face folder
 """
-import contextlib
 import json
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,16 +16,16 @@ from tqdm import tqdm
 
 from nanopref import examples as ex
 from nanopref.batch import batches, by_role, collate, sequence_logps, step_counts
-from nanopref.checkpoint import load_model, load_state, new_model, save_model
+from nanopref.checkpoint import load_model, new_model
 from nanopref.checks import step_0_check
 from nanopref.config import ARCHITECTURE, SHIPPED_BASE, VOCABULARY, RunConfig, exit_on_user_error, parse, pick_device
-from nanopref.errors import UserError
+from nanopref.hub import model_folder
 from nanopref.losses import LOSSES, reduce
+from nanopref.memory import estimate, in_words, peak
 from nanopref.metrics import step_metrics
 from nanopref.reference import cached_logps
 from nanopref.report import report
-
-SAVE_EVERY = 50  # steps between checkpoints
+from nanopref.training import Checkpoints, announce, check_finite, learning_rate
 
 
 def start_from(config: RunConfig) -> Path | None:
@@ -34,7 +33,7 @@ def start_from(config: RunConfig) -> Path | None:
     if config.model == "scratch":
         return None
     if config.model not in ("base", "sft"):
-        return Path(config.model)
+        return model_folder(config.model)
     if config.model == "base" and config.data == "world" and config.fresh != "base" and SHIPPED_BASE.exists():
         print(f"base model: the one shipped in {SHIPPED_BASE.relative_to(SHIPPED_BASE.parent.parent)}")
         return SHIPPED_BASE
@@ -50,7 +49,7 @@ def train(config: RunConfig) -> Path:
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
     device = pick_device(config.device)
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     torch.manual_seed(config.seed)
 
     # 2. Data, policy and reference.
@@ -60,19 +59,14 @@ def train(config: RunConfig) -> Path:
         examples, counts = ex.text_examples(tokenizer, texts, config.max_length), {}
     else:
         splits = ex.load(config)
-        policy, tokenizer = load_model(start)
+        policy, tokenizer = load_model(start, dtype=torch.float32)  # master weights: see nanopref/memory.py
         rows = splits.sft if config.stage == "sft" else splits.train
         examples, counts = ex.encode(tokenizer, rows, LOSSES[config.loss].inputs, config.max_length, config.seed)
-    n_parameters = sum(p.numel() for p in policy.parameters())
-    print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}")
-    for note in [*(splits.notes if splits else []), *(f"{n} {what}" for what, n in counts.items())]:
-        print(f"  {note}")
-    if len(examples) < config.batch_size:
-        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
-                        f"{config.batch_size}: see the counts above, give more rows that it can use, or lower --batch-size")
+    announce(config, policy, tokenizer, examples, splits, counts, device)
     policy.to(device).train()
+    policy.gradient_checkpointing = config.gradient_checkpointing
     if config.stage == "po":
-        examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.fresh)
+        examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.precision, config.fresh)
 
     # 3. Step-0 check and loop.
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,29 +82,20 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
     loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    first, tokens, checkpoint, log_path = 0, 0, folder / "checkpoint", folder / "metrics.jsonl"
-    if config.resume and checkpoint.exists():
-        policy.load_state_dict(load_model(checkpoint)[0].state_dict())
-        first, extra = load_state(checkpoint, optimizer)
-        tokens = extra["tokens"]
-        print(f"resuming at step {first} of {steps}")
-    else:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        with autocast:
-            step_0_check(policy, examples[:config.batch_size], config)
-        (folder / "report.json").unlink(missing_ok=True)  # from here on this run is no longer done
-    kept = log_path.read_text().splitlines(True)[:first] if first else []
-    log_path.write_text("".join(kept))
+    with autocast:
+        step_0_check(policy, examples[:config.batch_size], config)
+    print(in_words(estimate(policy, examples, config.batch_size // config.accumulate,
+                            lambda batch: sequence_logps(policy, batch), autocast)))
+    checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
+    first, tokens = checkpoints.restore(config.resume, steps)
 
     began = time.time()
-    progress = tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage)
-    with log_path.open("a") as log, progress:
+    with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage) as progress:
         for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
             if step < first:
                 continue
-            lr = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))  # up, then down to 0
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = learning_rate(config, step, steps)
             micro = len(chunk) // config.accumulate
             parts = [collate(chunk[i:i + micro]) for i in range(0, len(chunk), micro)]
             n_terms, n_tokens = step_counts(parts, loss.pairs)
@@ -127,23 +112,18 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
                 logged.append((seqs, out))
                 tokens += (part.example >= 0).sum().item()
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
-            if not (abs(total) < float("inf") and grad_norm < float("inf")):
-                raise UserError(f"step {step}: loss {total}, gradient norm {grad_norm}: training has diverged; lower "
-                                f"--lr {config.lr}. Checkpoint and log up to here are kept in {folder}")
+            check_finite(step, total, grad_norm, config, folder)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm, "lr": lr,
-                   "tokens": tokens}
-            log.write(json.dumps(row) + "\n")
+            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm,
+                   "lr": learning_rate(config, step, steps), "tokens": tokens}
             shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
             progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
             progress.update()
-            if (step + 1) % SAVE_EVERY == 0 and step + 1 < steps:
-                log.flush()
-                save_model(policy, tokenizer, checkpoint, (optimizer, step + 1, {"tokens": tokens}))
-    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s")
-    save_model(policy.eval(), tokenizer, folder / "model")
-    shutil.rmtree(checkpoint, ignore_errors=True)
+            checkpoints.after(step, row)
+    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; "
+          f"measured peak of memory {peak(device) / 1e9:.2f} GB")
+    checkpoints.finish()
 
 
 if __name__ == "__main__":

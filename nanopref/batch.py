@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from .losses import Seq
 
 ROW = 256  # tokens per row: long enough to fill well, short enough that attention stays cheap
+LOGITS = 2 ** 24  # numbers: 64 MB in float32; all of 8 pairs x 256 tokens x 49,152 would be 800 MB, several times over
 CHOSEN, REJECTED, MISMATCHED = 0, 1, 2  # roles; MISMATCHED: some other prompt's response, for KTO's KL estimate
 
 
@@ -50,6 +51,7 @@ class Batch:
     predictor: torch.Tensor     # (N,) where in the flattened (B*T) the token's prediction is made: one position earlier
     target: torch.Tensor        # (N,) the response tokens, EOS included, prompt and padding excluded
     response: torch.Tensor      # (N,) which of the R responses the token belongs to
+    last: torch.Tensor          # (R,) where in the flattened (B*T) the response ends
     roles: torch.Tensor         # (R,)
     lengths: torch.Tensor       # (R,) tokens
     ref_logps: torch.Tensor     # (R,) nats, or NaN where no reference was computed
@@ -85,7 +87,8 @@ def collate(examples) -> Batch:
     ids, positions, segments = (np.zeros(shape, np.int64) for _ in range(3))
     example = np.full(shape, -1)
     first_response = np.cumsum([0] + [len(e.responses) for e in examples])
-    predictor = [None] * first_response[-1]  # per response, in the order of the examples whatever row they are in
+    # Per response, in the order of the examples whatever row they are in:
+    predictor, last = [None] * first_response[-1], np.zeros(first_response[-1], np.int64)
     for r, row in enumerate(rows):
         start = 0
         for i in row:
@@ -100,6 +103,7 @@ def collate(examples) -> Batch:
                 # the first token is predicted at the prompt's end, the others one place to their left
                 predictor[first_response[i] + k] = np.r_[last_prompt, r * T + at + np.arange(n - 1)]
                 at += n
+                last[first_response[i] + k] = r * T + at - 1
             start = at
     responses = [response for e in examples for response in e.responses]
     lengths = [len(response) for response in responses]
@@ -108,17 +112,59 @@ def collate(examples) -> Batch:
                  predictor=torch.as_tensor(np.concatenate(predictor)),
                  target=torch.as_tensor(np.concatenate(responses)),
                  response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-                 roles=torch.tensor([role for e in examples for role in e.roles]),
+                 last=torch.as_tensor(last), roles=torch.tensor([role for e in examples for role in e.roles]),
                  lengths=torch.tensor(lengths), ref_logps=torch.tensor(refs), n_examples=len(examples))
 
 
+class ChunkedLogps(torch.autograd.Function):
+    """log softmax(hidden W^T)[target], computed LOGITS numbers at a time, and again in backward instead of kept.
+
+    With p = softmax(logits): d logp_t / d logits_v = 1[v = target_t] - p_v, by hand below.
+    """
+
+    @staticmethod
+    def chunks(hidden, weight):
+        """Slices of positions whose logits are at most LOGITS numbers."""
+        n = max(1, LOGITS // len(weight))
+        return [slice(i, i + n) for i in range(0, len(hidden), n)]
+
+    @staticmethod
+    def forward(ctx, hidden, weight, target):
+        """hidden (N, d), weight (V, d), target (N,) -> (N,) nats, float32 at least."""
+        logps, log_sums = [], []
+        for part in ChunkedLogps.chunks(hidden, weight):
+            logits = _at_least_float(hidden[part] @ weight.T)  # (n, V)
+            log_sums.append(logits.logsumexp(-1))
+            logps.append(logits.gather(1, target[part, None])[:, 0] - log_sums[-1])
+        ctx.save_for_backward(hidden, weight, target, torch.cat(log_sums))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx, d_logps):
+        """d_logps (N,) -> gradients of hidden and weight, in their own precision."""
+        hidden, weight, target, log_sum = ctx.saved_tensors
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for part in ChunkedLogps.chunks(hidden, weight):
+            d_logits = _at_least_float(hidden[part] @ weight.T).sub_(log_sum[part, None]).exp_()  # p
+            d_logits.mul_(-d_logps[part, None]).scatter_add_(1, target[part, None], d_logps[part, None])
+            d_logits = d_logits.to(hidden.dtype)
+            d_hidden[part] = d_logits @ weight
+            d_weight.addmm_(d_logits.T, hidden[part])
+        return d_hidden, d_weight, None
+
+
+def _at_least_float(logits):
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def token_logps(model, batch: Batch) -> torch.Tensor:
-    """log pi(y_t | x, y_<t) in nats of every response token, (N,), float32 at least. The head runs at these only."""
-    hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask())
-    logits = model.logits(hidden.flatten(0, 1)[batch.predictor])  # (N, V)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return -F.cross_entropy(logits, batch.target, reduction="none")
+    """log pi(y_t | x, y_<t) in nats of every response token, (N,), float32 at least. The head runs at these positions
+    only; where their logits would be many, a chunk at a time, so that memory does not grow with N x vocabulary."""
+    hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)[batch.predictor]  # (N, d)
+    if len(hidden) * model.config.vocab_size <= LOGITS:
+        return -F.cross_entropy(_at_least_float(model.logits(hidden)), batch.target, reduction="none")
+    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    return ChunkedLogps.apply(hidden.to(dtype), model.head().to(dtype), batch.target)
 
 
 def sequence_logps(model, batch: Batch) -> torch.Tensor:

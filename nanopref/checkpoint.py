@@ -3,10 +3,11 @@
 A save writes `folder.new`, moves an existing `folder` to `folder.old`, then renames `folder.new` to `folder`. Killed at
 any point, a complete model is left under `folder` or `folder.old`, and the loaders here look in both.
 """
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ from tokenizers import Tokenizer
 
 from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
-from nanopref.text import BOS, CHAT_TEMPLATE, EOS, PAD, train_tokenizer
+from nanopref.text import CHAT_TEMPLATE, IM_END, IM_START, ChatTokenizer, train_tokenizer
 
 WEIGHTS, STATE = "model.safetensors", "training_state.safetensors"
-FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, STATE}
+FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", WEIGHTS, STATE}
 # What a config.json can ask for and model.py does not have. Absent means the value here.
-FIXED = {"hidden_act": "silu", "mlp_bias": False, "rope_scaling": None, "use_sliding_window": False,
-         "attention_dropout": 0, "partial_rotary_factor": 1}
+FIXED = {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "attention_dropout": 0,
+         "partial_rotary_factor": 1, "rope_interleaved": False, "quantization_config": None}
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def config_to_json(config):
@@ -34,23 +36,22 @@ def config_to_json(config):
 
 def config_from_json(raw):
     """Config from the content of a config.json; UserError names the first thing that model.py does not implement."""
-    model_type = raw.get("model_type")
+    model_type, architectures = raw.get("model_type"), raw.get("architectures") or ["ForCausalLM"]
     if model_type not in ("llama", "qwen2"):
         raise UserError(f"config: model_type must be llama or qwen2, not {model_type!r}")
+    if not str(architectures[0]).endswith(("ForCausalLM", "ForSequenceClassification")):
+        raise UserError(f"config: architectures must be ForCausalLM or ForSequenceClassification, not {architectures}")
     has_bias = model_type == "qwen2"  # Llama's attention_bias is another: it covers o_proj too
-    rope = raw.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
     for name, value in {**FIXED, "attention_bias": has_bias}.items():
         if raw.get(name, value) != value:
             raise UserError(f"config: {name} must be {value!r} for {model_type}, not {raw[name]!r}")
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"config: rope_type must be 'default', not {rope['rope_type']!r}")
-    values = {f.name: raw[f.name] for f in fields(Config) if f.name in raw} | {"attention_bias": has_bias}
-    if "rope_theta" in rope:
-        values["rope_theta"] = rope["rope_theta"]
-    if "ForSequenceClassification" not in str(raw.get("architectures")):
-        values["num_labels"] = 0
-    elif raw.get("id2label"):
-        values["num_labels"] = len(raw["id2label"])
+    if set(raw.get("layer_types") or []) - {"full_attention"}:
+        raise UserError(f"config: layer_types must be full_attention only, not {sorted(set(raw['layer_types']))}")
+    values = {f.name: raw[f.name] for f in fields(Config) if f.name in raw}
+    values |= {"attention_bias": has_bias, "rope_scaling": None, **_rope(raw)}
+    values["num_labels"] = 0
+    if architectures[0].endswith("ForSequenceClassification"):
+        values["num_labels"] = len(raw.get("id2label") or range(raw.get("num_labels", 2)))  # 2: theirs if absent
     try:
         config = Config(**values)
     except TypeError as error:  # its text names the required fields that are absent
@@ -59,6 +60,25 @@ def config_from_json(raw):
         raise UserError(f"config: head_dim must be hidden_size / num_attention_heads = {config.head_dim}, "
                         f"not {raw['head_dim']!r}")
     return config
+
+
+def _rope(raw):
+    """rope_theta and rope_scaling, from where transformers 5 keeps them (rope_parameters) or 4 (rope_scaling)."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"config: rope scaling must be an object, not {rope!r}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    found = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if kind == "default":
+        return found
+    if kind != "llama3":
+        raise UserError(f"config: rope scaling must be default or llama3, not {kind!r}")
+    for name in LLAMA3:
+        if not isinstance(rope.get(name), (int, float)) or rope[name] <= 0:
+            raise UserError(f"config: llama3 rope scaling needs a positive {name}, not {rope.get(name)!r}")
+    if rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise UserError("config: llama3 rope scaling needs low_freq_factor < high_freq_factor")
+    return {**found, "rope_scaling": {"rope_type": "llama3", **{name: rope[name] for name in LLAMA3}}}
 
 
 def sibling(folder, suffix):
@@ -79,22 +99,19 @@ def drop_old(folder):
 def save_model(model, tokenizer, folder, training=None):
     """Writes or replaces `folder` in one step: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
 
-    tokenizer  tokenizers.Tokenizer
-    training   None, or (optimizer, step, extra) to put save_state's file into the same step, so that a kill cannot
+    tokenizer  ChatTokenizer: its files and its chat template go along, so that the folder can be served as it is
+    training   None, or (optimizer, step) to put save_state's file into the same step, so that a kill cannot
                leave the weights of one step beside the optimizer of another
     """
     folder, new, old = Path(folder), sibling(folder, ".new"), sibling(folder, ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    (new / "config.json").write_text(json.dumps(config_to_json(model.config), indent=2) + "\n")
+    dtype = str(model.model["norm"].weight.dtype).removeprefix("torch.")
+    described = {**config_to_json(model.config), "torch_dtype": dtype}
+    (new / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})  # transformers 4 refuses a file without it
-    tokenizer.save(str(new / "tokenizer.json"))
-    names = {f"{name}_token": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    described = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE,
-                 "model_max_length": model.config.max_position_embeddings,
-                 **{name: tokenizer.id_to_token(i) for name, i in names.items() if i is not None}}
-    (new / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    tokenizer.save(new)
     if training is not None:
         save_state(new, *training)
     if folder.exists():
@@ -104,70 +121,178 @@ def save_model(model, tokenizer, folder, training=None):
     drop_old(folder)
 
 
+def has_model(folder):
+    """Whether `folder` holds a model, or would if its last save had not been killed between its renames."""
+    return any((path / "config.json").exists() for path in (Path(folder), sibling(folder, ".old")))
+
+
 def find(folder, name):
     """Path of a checkpoint's file, in `folder.old` if a save was killed between its renames; UserError if absent."""
     folder, old = Path(folder), sibling(folder, ".old")
     if not (folder / "config.json").exists() and old.exists():
         folder = old
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder: check the path")
     if not (folder / name).is_file():
-        pickled = " (a .bin is a pickle, which can run any code: convert it first)" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"{folder}: no {name}{pickled}")
+        remedy = "a model folder needs it; download it again"
+        if name == WEIGHTS and any(folder.glob("*.bin*")):
+            remedy = "a .bin is a pickle, which can run any code, and is not read; convert it to safetensors first"
+        raise UserError(f"{folder}: no {name}: {remedy}")
     return folder / name
 
 
+def digest(folder):
+    """SHA-256 of all that decides what a model folder computes: weights, configuration, tokenizer, template."""
+    files, found = Path(find(folder, "config.json")).parent, hashlib.sha256()
+    for path in sorted(files.iterdir()):
+        if path.suffix not in (".json", ".jinja", ".safetensors") or path.name == STATE:
+            continue
+        with path.open("rb") as file:
+            for piece in iter(lambda: file.read(2 ** 24), b""):
+                found.update(piece)
+    return found.hexdigest()
+
+
 def new_model(texts, vocab_size, architecture):
-    """A tokenizer trained on `texts` and a Transformer with random weights to go with it; `architecture` holds the other
-    fields of Config."""
+    """A Transformer with random weights and a tokenizer trained on `texts`; `architecture` holds the other fields of
+    Config."""
     tokenizer = train_tokenizer(texts, vocab_size)
-    ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
-    return Transformer(Config(vocab_size=tokenizer.get_vocab_size(), **ids, **architecture)), tokenizer
+    return Transformer(Config(vocab_size=tokenizer.vocab_size, **tokenizer.ids, **architecture)), tokenizer
 
 
-def load_model(folder, device="cpu", dtype=None):
-    """(Transformer, tokenizers.Tokenizer); dtype None keeps the stored one. UserError for whatever cannot be read."""
-    path = find(folder, "config.json")
-    try:
-        model_config = config_from_json(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a JSON object: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+def load_model(folder, device="cpu", dtype=None, reward=False):
+    """(Transformer, ChatTokenizer); dtype None keeps the stored one. UserError for whatever cannot be read.
+
+    reward  the model gets a scalar head instead of its language-model head: the folder's own if it is a reward model's,
+            else a new, random one
+    """
+    config = config_from_json_file(find(folder, "config.json"))
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.largest_id >= config.vocab_size:
+        raise UserError(f"{find(folder, 'tokenizer.json')}: token ids up to {tokenizer.largest_id}, but config.json "
+                        f"has vocab_size {config.vocab_size}: they belong to different models, download both again")
+    has_head = config.num_labels == 1
+    config = replace(config, **tokenizer.ids, num_labels=int(reward or has_head))
     with torch.device("meta"):  # no memory and no random numbers spent on weights about to be replaced
-        model = Transformer(model_config)
-    path, expected = find(folder, WEIGHTS), model.state_dict()
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name).to(device=device, dtype=dtype, copy=True) for name in file.keys()}
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or incomplete: {error}") from None
-    for name in sorted(expected.keys() | found.keys()):
-        stored, wanted = (list(tensors[name].shape) if name in tensors else "absent" for tensors in (found, expected))
+        model = Transformer(config)
+    path, tensors = _read_weights(folder, device, dtype)
+    tensors = _without_copies(path, tensors, config)
+    if reward and not has_head:
+        tensors.pop("lm_head.weight", None)
+        tensors["score.weight"] = torch.empty(1, config.hidden_size).normal_(std=0.02)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        stored, wanted = (list(given[name].shape) if name in given else "absent" for given in (tensors, expected))
         if stored != wanted:
-            raise UserError(f"{path}: {name}: {stored} in the file, {wanted} by config.json")
-    model.load_state_dict(found, assign=True)
+            raise UserError(f"{path}: {name}: {stored} in the file, {wanted} by config.json: they do not belong "
+                            "together, download both again")
+    model.load_state_dict(tensors, assign=True)
+    if reward:
+        model.score.to(model.model["norm"].weight)  # its device and dtype
+    return model, tokenizer
+
+
+def config_from_json_file(path):
+    """config_from_json of a file, which every message names."""
+    raw = _read_json(path)
+    try:
+        return config_from_json(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; use a Llama or Qwen2 model without such options") from None
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text, download it again: {error}") from None
+
+
+def _read_json(path):
+    try:
+        content = json.loads(_read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object, download it again: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object but a {type(content).__name__}: download it again")
+    return content
+
+
+def load_tokenizer(folder) -> ChatTokenizer:
+    """The folder's tokenizer.json with its chat template: chat_template.jinja, else the one in tokenizer_config.json,
+    else ChatML if the vocabulary has its two tokens. UserError if there is none to be had."""
     path = find(folder, "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
-        raise UserError(f"{path}: not a tokenizer: {error}") from None
-    if tokenizer.get_vocab_size() > model_config.vocab_size:
-        raise UserError(f"{path}: {tokenizer.get_vocab_size()} tokens, but the model has {model_config.vocab_size}")
-    return model, tokenizer
+        raise UserError(f"{path}: not a tokenizer, download it again: {error}") from None
+    described = _read_json(find(folder, "tokenizer_config.json"))
+    described.pop("auto_map", None)  # names code that loaders may run; nothing here needs it
+    template, own = described.get("chat_template"), path.with_name("chat_template.jinja")
+    if own.exists():
+        template = _read_text(own)
+    elif isinstance(template, list):  # several under names
+        template = next((each["template"] for each in template if each.get("name") == "default"), None)
+    if not template:
+        if None in (tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)):
+            raise UserError(f"{path.parent}: no chat template (chat_template in tokenizer_config.json), and no "
+                            f"{IM_START}, {IM_END} for the built-in ChatML: use an instruct model, or add a template")
+        print(f"{path.parent}: no chat template; using ChatML, whose tokens the vocabulary has")
+        template = CHAT_TEMPLATE
+    try:
+        return ChatTokenizer(tokenizer, {**described, "chat_template": template})
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}") from None
 
 
-def save_state(folder, optimizer, step, extra):
-    """Writes the optimizer's moments, the step and `extra` (a dict that JSON can hold) into an existing folder."""
+def _read_weights(folder, device, dtype):
+    """(path that messages name, {name: tensor}) of model.safetensors, or of the shards that its index lists."""
+    index = find(folder, "config.json").with_name(WEIGHTS + ".index.json")
+    if (index.parent / WEIGHTS).exists() or not index.exists():
+        paths = [find(folder, WEIGHTS)]
+    else:
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name != ""
+                                                   for name in shards.values()):
+            raise UserError(f"{index}: no weight_map from tensors to files of this folder: download it again")
+        paths = [index.with_name(name) for name in sorted(set(shards.values()))]
+    tensors = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: this shard of {len(paths)} is missing; {index.name} lists it: download it again")
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged or incomplete, download it again: {error}") from None
+    return (paths[0] if len(paths) == 1 else index), tensors
+
+
+def _without_copies(path, tensors, config):
+    """Without what other tools store although it follows from the rest: rotary tables, and a tied head equal to the
+    embedding. UserError for a tied head that differs: then config.json is wrong about it."""
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if config.tie_word_embeddings and head is not None and embedding is not None:
+        if not torch.equal(head, embedding):
+            raise UserError(f"{path}: lm_head.weight differs from model.embed_tokens.weight, but config.json says "
+                            "tie_word_embeddings: true; if the head is right, set it to false")
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def save_state(folder, optimizer, step):
+    """Writes the optimizer's moments and the number of steps done into an existing folder."""
     tensors = {f"{index}.{name}": tensor.contiguous() for index, state in optimizer.state_dict()["state"].items()
                for name, tensor in state.items()}
     partial = Path(folder) / (STATE + ".tmp")
-    save_file(tensors, partial, metadata={"step": str(step), "extra": json.dumps(extra)})
+    save_file(tensors, partial, metadata={"step": str(step)})
     os.replace(partial, Path(folder) / STATE)
 
 
 def load_state(folder, optimizer):
-    """Restores save_state's moments bit for bit into a fresh optimizer of the same model; returns (step, extra)."""
+    """Restores save_state's moments bit for bit into a fresh optimizer of the same model; returns the steps done."""
     path = find(folder, STATE)
     try:
         with safe_open(path, "pt") as file:
@@ -182,4 +307,4 @@ def load_state(folder, optimizer):
             raise UserError(f"{path}: belongs to another model: {key} has shape {tuple(tensor.shape)}")
         new["state"].setdefault(int(index), {})[name] = tensor.clone()
     optimizer.load_state_dict(new)
-    return int(metadata["step"]), json.loads(metadata["extra"])
+    return int(metadata["step"])

@@ -1,6 +1,7 @@
-"""The command line of train_po.py, and what one training run is: its configuration, fully resolved."""
+"""The command line of train_po.py and train_rm.py, and what one training run is: its configuration, fully resolved."""
 import argparse
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -11,9 +12,11 @@ from pathlib import Path
 import torch
 
 from . import world
-from .checkpoint import find
+from .checkpoint import digest
 from .errors import UserError
+from .hub import data_files
 from .losses import LOSSES, check_knobs, help_text, knobs
+from .reward import bradley_terry, d_bradley_terry
 
 ROOT = Path(__file__).parent.parent
 SHIPPED_BASE = ROOT / "data" / "base"
@@ -22,7 +25,13 @@ SHIPPED_BASE = ROOT / "data" / "base"
 # loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see the README).
 STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
           "sft": dict(lr=3e-4, epochs=3, batch_size=32),
-          "po": dict(lr=3e-5, epochs=1, batch_size=32)}
+          "po": dict(lr=3e-5, epochs=1, batch_size=32),
+          "rm": dict(lr=3e-4, epochs=1, batch_size=32)}
+# The same for a pretrained model (--model DIR): hundreds of times larger, so a step must be smaller. Batch and epochs are
+# document 000's.
+PRETRAINED = {"sft": dict(lr=1e-5, epochs=1, batch_size=16),
+              "po": dict(lr=1e-5, epochs=1, batch_size=16),
+              "rm": dict(lr=3e-5, epochs=1, batch_size=16)}
 FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)  # the base stage on a file's own text, which is little: several passes
 # The transformer that is trained from scratch: 1.8 M parameters with a vocabulary of 1,024.
 ARCHITECTURE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
@@ -37,13 +46,18 @@ Losses and their knobs (a knob belongs to its loss; the defaults live in nanopre
 
 """
 
+NOT_DECIDING = ("device", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data")
+
 
 @dataclass
 class RunConfig:
-    """Everything that decides the weights that come out. `device`, `fresh`, `resume` and `out` do not."""
-    loss: str
+    """Everything that decides the weights that come out, and a few things that do not (NOT_DECIDING)."""
+    loss: str                    # a key of LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
     knobs: dict = field(default_factory=dict)
     data: str = "world"
+    test_data: str | None = None
+    axis: str | None = None
+    system: str | None = None
     model: str | None = None
     lr: float | None = None
     epochs: int | None = None
@@ -55,22 +69,31 @@ class RunConfig:
     seed: int = 0
     strict: bool = False
     device: str = "auto"
+    precision: str | None = None
+    gradient_checkpointing: bool = False
     fresh: str | None = None
     resume: bool = False
     out: str = "runs"
 
     def __post_init__(self):
-        self.knobs = check_knobs(self.loss, self.knobs)
+        if self.loss != "rm":
+            self.knobs = check_knobs(self.loss, self.knobs)
         if self.model == "scratch" and self.loss != "sft":
             raise UserError("--model scratch trains the base model, on plain text: it goes with --loss sft")
         self.model = self.model or ("base" if self.loss == "sft" else "sft")
-        defaults = FILE_BASE if self.stage == "base" and self.data != "world" else STAGES[self.stage]
+        is_pretrained = self.model not in ("scratch", "base", "sft")
+        defaults = PRETRAINED[self.stage] if is_pretrained else STAGES[self.stage]
+        if self.stage == "base" and self.data != "world":
+            defaults = FILE_BASE
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.data != "world" and not Path(self.data).is_file():
-            what = "is a folder" if Path(self.data).is_dir() else "no such file"
-            raise UserError(f"--data {self.data}: {what}; give a JSONL file, or leave it out for the embedded world")
+        if self.data == "world" and (self.test_data or self.axis or self.system is not None):
+            raise UserError("--test-data, --axis and --system go with --data FILE: the embedded world has its own")
+        if self.precision is None:  # bf16 needs hardware for it to be faster: every CUDA GPU of interest has it
+            self.precision = "bf16" if pick_device(self.device).type == "cuda" else "fp32"
+        if self.precision not in ("bf16", "fp32"):
+            raise UserError(f"--precision must be bf16 or fp32, not {self.precision}")
         if Path(self.out).exists() and not Path(self.out).is_dir():
             raise UserError(f"--out {self.out} is a file; give a folder")
         if not 0 < self.lr < 1:
@@ -85,28 +108,38 @@ class RunConfig:
 
     @property
     def stage(self) -> str:
-        """base, sft or po."""
-        return "base" if self.model == "scratch" else "sft" if self.loss == "sft" else "po"
+        """base, sft, po or rm."""
+        return "base" if self.model == "scratch" else self.loss if self.loss in ("sft", "rm") else "po"
+
+    @functools.cached_property
+    def files(self) -> dict:
+        """{"train": Path, maybe "test": Path} of --data and --test-data, downloaded if they name a hub repository."""
+        files = data_files(self.data)
+        return {**files, "test": data_files(self.test_data)["train"]} if self.test_data else files
 
     def before(self) -> "RunConfig":
         """The run whose model this one starts from, with that stage's own defaults."""
-        return RunConfig(loss="sft", model="base" if self.model == "sft" else "scratch", data=self.data,
-                         max_length=self.max_length, seed=self.seed if self.model == "sft" else 0, strict=self.strict,
-                         device=self.device, out=self.out, resume=self.resume,
-                         fresh=self.fresh if self.fresh in ("base", "sft") and self.model in (self.fresh, "sft") else None)
+        again = self.fresh if self.fresh in ("base", "sft") and self.model in (self.fresh, "sft") else None
+        same = {name: getattr(self, name) for name in ("data", "test_data", "axis", "system", "max_length", "strict", "device",
+                                                       "precision", "gradient_checkpointing", "out", "resume")}
+        return RunConfig(loss="sft", model="base" if self.model == "sft" else "scratch",
+                         seed=self.seed if self.model == "sft" else 0, fresh=again, **same)
 
     def folder(self, start: Path | None) -> Path:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
         `start`, the data and the loss's own code included. Another setting is another folder, so nothing is overwritten."""
-        decides = {k: v for k, v in dataclasses.asdict(self).items()
-                   if k not in ("device", "fresh", "resume", "out", "model")}
-        source = "".join(inspect.getsource(f) for f in (LOSSES[self.loss].fn, LOSSES[self.loss].grad))  # may be under work
-        digest = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
+        decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
+        used = (bradley_terry, d_bradley_terry) if self.stage == "rm" else (LOSSES[self.loss].fn, LOSSES[self.loss].grad)
+        source = "".join(inspect.getsource(function) for function in used)  # may be under work
+        found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         if start:
-            digest.update(find(start, "model.safetensors").read_bytes())
-        digest.update(world.fingerprint(self.seed) if self.data == "world" else Path(self.data).read_bytes())
+            found.update(digest(start).encode())
+        for path in () if self.data == "world" else self.files.values():
+            found.update(path.read_bytes())
+        if self.data == "world":
+            found.update(world.fingerprint(self.seed))
         name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
-        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{digest.hexdigest()[:6]}"
+        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{found.hexdigest()[:6]}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,33 +150,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv=None) -> RunConfig:
-    """The command line as a RunConfig. Mistakes end in one line and exit code 2."""
+    """The command line of train_po.py as a RunConfig. Mistakes end in one line and exit code 2."""
     p = Parser(prog="train_po.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                description="Train a policy on preferences, judge it against its start, and show what happened.",
                epilog=EPILOG + "".join(help_text(name) for name in LOSSES))
     p.add_argument("--loss", required=True, choices=LOSSES, metavar="LOSS", help=", ".join(LOSSES))
-    p.add_argument("--data", default="world", metavar="FILE",
-                   help="preference data, JSONL or JSONL.gz, format detected from its fields (default: the embedded world)")
-    p.add_argument("--model", metavar="sft|base|scratch|DIR", help="what to start from: the SFT model (default), the base "
-                   "model (default of --loss sft), random weights (trains the base model), or a model folder")
-    for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", int, "passes over the training data"),
-                              ("batch-size", int, "pairs per optimiser step")):
-        default = ", ".join(f"{stage} {values[name.replace('-', '_')]}" for stage, values in STAGES.items())
-        p.add_argument(f"--{name}", type=type_, metavar="N", help=f"{text} (default: {default})")
-    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result (but "
-                   "for kto, which estimates its KL per micro-batch)")
-    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer prompts "
-                   "are cut on the left, longer responses on the right; answers at the end may fill the model's context "
-                   "(default: 512)")
-    p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
+    p.add_argument("--model", metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT model (default), the "
+                   "base model (default of --loss sft), random weights (trains the base model), a Hugging Face folder of the "
+                   "Llama or Qwen2 architecture, or the name of one on the hub")
+    _shared_options(p, ("base", "sft", "po"))
     p.add_argument("--prompts", type=int, default=200, metavar="N", help="test prompts to answer per split (default: 200)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")
-    p.add_argument("--strict", action="store_true", help="a row that would be dropped is an error instead")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)")
-    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
-    p.add_argument("--resume", action="store_true", help="continue this very run from its last checkpoint after a kill")
-    p.add_argument("--fresh", nargs="?", const="base", choices=("base", "sft", "run"), metavar="base|sft|run",
-                   help="redo from this stage on, although it is done (--fresh alone: from base)")
     defaults = {}
     for loss in LOSSES:
         for knob, value in knobs(loss).items():
@@ -154,6 +170,48 @@ def parse(argv=None) -> RunConfig:
     given = vars(p.parse_args(argv))
     knobs_given = {k[len("knob_"):]: v for k, v in given.items() if k.startswith("knob_") and v is not None}
     return RunConfig(knobs=knobs_given, **{k: v for k, v in given.items() if not k.startswith("knob_")})
+
+
+def parse_rm(argv=None) -> RunConfig:
+    """The command line of train_rm.py as a RunConfig."""
+    p = Parser(prog="train_rm.py", allow_abbrev=False,
+               description="Train a Bradley-Terry reward model on preferences, and measure it on pairs it has not seen.")
+    p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="the trunk under the new scalar head: the "
+                   "SFT model (default), the base model, a Hugging Face folder, or the name of one on the hub")
+    _shared_options(p, ("rm",))
+    return RunConfig(loss="rm", **vars(p.parse_args(argv)))
+
+
+def _shared_options(p, stages):
+    p.add_argument("--data", default="world", metavar="FILE|ORG/NAME", help="preference data, JSONL, JSON or Parquet, format "
+                   "detected from its fields, or a data set on the hub (default: the embedded world)")
+    p.add_argument("--test-data", metavar="FILE", help="held-out data (default: a seeded tenth of the prompts of --data)")
+    p.add_argument("--axis", choices=("better", "safer"), help="which of PKU-SafeRLHF's two preferences to learn")
+    p.add_argument("--system", metavar="TEXT", help="system message for every conversation that has none (default: what the "
+                   "model's chat template does by itself)")
+    for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", int, "passes over the training data"),
+                              ("batch-size", int, "pairs per optimiser step")):
+        key = name.replace("-", "_")
+        default = ", ".join(f"{stage} {STAGES[stage][key]}" for stage in stages)
+        pretrained = ", ".join(f"{stage} {PRETRAINED[stage][key]}" for stage in stages if stage in PRETRAINED)
+        p.add_argument(f"--{name}", type=type_, metavar="N", help=f"{text} (default: {default}; pretrained: {pretrained})")
+    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result (but "
+                   "for kto, which estimates its KL per micro-batch)")
+    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer prompts "
+                   "are cut on the left, longer responses on the right; answers at the end may fill the model's context "
+                   "(default: 512)")
+    p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")
+    p.add_argument("--strict", action="store_true", help="a row that would be dropped is an error instead")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)")
+    p.add_argument("--precision", choices=("bf16", "fp32"), help="of matrix products: bf16 keeps float32 weights and is several "
+                   "times faster where the hardware has it (default: bf16 on cuda, fp32 elsewhere)")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations a second time instead of keeping "
+                   "them: a third more time, a fraction of their memory, the same result")
+    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    p.add_argument("--resume", action="store_true", help="continue this very run from its last checkpoint after a kill")
+    p.add_argument("--fresh", nargs="?", const="base", choices=("base", "sft", "run"), metavar="base|sft|run",
+                   help="redo from this stage on, although it is done (--fresh alone: from base)")
 
 
 def _boolean(text):

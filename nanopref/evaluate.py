@@ -50,12 +50,11 @@ def _prompt_ids(model, tokenizer, row) -> list[int]:
 
 def answers(model, tokenizer, rows, seed, gold) -> list[dict]:
     """One sampled answer per row: {"prompt", "text", "ids", "finished", "gold" (if `gold`)}."""
-    config = model.config
-    sampled = generate(model, [_prompt_ids(model, tokenizer, row) for row in rows], eos_id=config.eos_token_id,
-                       pad_id=config.pad_token_id, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P,
+    sampled = generate(model, [_prompt_ids(model, tokenizer, row) for row in rows], eos_id=tokenizer.eos_id,
+                       pad_id=tokenizer.pad_id, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P,
                        seed=seed, progress=True)
     found = [{"prompt": row.prompt[-1]["content"], "text": decode(tokenizer, ids), "ids": ids,
-              "finished": ids[-1] == config.eos_token_id} for row, ids in zip(rows, sampled)]
+              "finished": ids[-1] == tokenizer.eos_id} for row, ids in zip(rows, sampled)]
     if gold:
         for answer in found:
             answer["gold"] = gold_reward(answer["prompt"], answer["text"])
@@ -63,7 +62,9 @@ def answers(model, tokenizer, rows, seed, gold) -> list[dict]:
 
 
 def measure(policy, start, tokenizer, rows, found, start_found, config, gold) -> dict:
-    """All measures of `found`, the policy's answers to `rows`, against the start model's; {name: [mean, se]}."""
+    """All measures of `found`, the policy's answers to the first of `rows`, against the start model's; {name: [mean, se]}.
+    Pairs are ranked on all of `rows`: that needs no sampling."""
+    all_rows, rows = rows, rows[:len(found)]
     result = {"length": mean_se([len(answer["ids"]) for answer in found]),
               "finished": mean_se([float(answer["finished"]) for answer in found])}
     if start is not None:
@@ -71,8 +72,9 @@ def measure(policy, start, tokenizer, rows, found, start_found, config, gold) ->
                    for row, answer in zip(rows, found)]
         logps, start_logps = score(policy, sampled), score(start, sampled)
         result["kl"] = mean_se([a - b for (a,), (b,) in zip(logps, start_logps)])
-        if policy is not start and "l" in LOSSES[config.loss].inputs:  # the start has no margins: all ties
-            correct = _correct_pairs(policy, start, tokenizer, rows, config)
+        entry = LOSSES[config.loss]
+        if "l" in entry.inputs and (policy is not start or not entry.reference):  # against itself it has no margins
+            correct = _correct_pairs(policy, start, tokenizer, all_rows, config)
             if correct:
                 result["accuracy"] = mean_se(correct)
     if not gold:

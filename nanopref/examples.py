@@ -1,4 +1,5 @@
 """From preference data to token ids: which rows are trained on, which are tested on, and what was cut or dropped."""
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -34,12 +35,32 @@ def load(config) -> Splits:
         best = {name: world.best_accuracy(written[name]) for name in ("test_id", "test_ood")}
         return Splits(files["sft"].rows[:config.rows], files["train"].rows[:config.rows],
                       {name: files[name].rows for name in best}, True, [f"data: the embedded world, in {folder}"], best)
-    data = read(config.data, config.strict)
-    train, test = split(data.rows, TEST_FRACTION, seed=0)
-    if not test:
-        raise UserError(f"{config.data}: {len(data.rows)} rows are too few to keep {TEST_FRACTION:.0%} for testing")
+    data = {name: read(path, config.strict, config.axis) for name, path in config.files.items()}
+    rows = {name: _with_system(found.rows, config.system) for name, found in data.items()}
+    if "test" in rows:  # a prompt that stands on both sides is for testing only
+        tested = {_key(row) for row in rows["test"]}
+        train, test = [row for row in rows["train"] if _key(row) not in tested], rows["test"]
+    else:
+        train, test = split(rows["train"], TEST_FRACTION, seed=0)
+    if not train or not test:
+        raise UserError(f"{config.data}: {len(rows['train'])} rows are too few to keep {TEST_FRACTION:.0%} for testing")
+    notes = [f"data: {found.summary()}" for found in data.values()] + [f"{len(train)} rows to train on, {len(test)} to test on"]
+    shared = len(rows["train"]) - len(train) if "test" in rows else 0
+    notes += [f"{shared} training rows left out: their prompts are in the test data"] if shared else []
     sft = [row for row in train if row.chosen is not None]
-    return Splits(sft[:config.rows], train[:config.rows], {"test": test}, False, [f"data: {data.summary()}"], {})
+    return Splits(sft[:config.rows], train[:config.rows], {"test": test}, False, notes, {})
+
+
+def _key(row):
+    return json.dumps(row.prompt)
+
+
+def _with_system(rows, text):
+    """The rows with `text` as system message where they have none; None leaves that to the chat template."""
+    if text is None:
+        return rows
+    message = {"role": "system", "content": text}
+    return [row if row.prompt[0]["role"] == "system" else replace(row, prompt=(message, *row.prompt)) for row in rows]
 
 
 def plain_texts(config) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nanopref.errors import UserError
 
@@ -25,6 +26,7 @@ class Config:
     num_key_value_heads: int | None = None  # None: as many as query heads
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None  # {"rope_type": "llama3", ...}: see rope_periods; None: plain
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # bias on q, k and v but not o: Qwen2
@@ -40,6 +42,9 @@ class Config:
                      "num_key_value_heads", "max_position_embeddings"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise UserError(f"config: {name} must be a positive integer, not {getattr(self, name)!r}")
+        for name in ("rope_theta", "rms_norm_eps"):
+            if type(getattr(self, name)) not in (int, float) or getattr(self, name) <= 0:
+                raise UserError(f"config: {name} must be a positive number, not {getattr(self, name)!r}")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(f"config: hidden_size {self.hidden_size} must be num_attention_heads "
                             f"({self.num_attention_heads}) times an even head size")
@@ -75,10 +80,27 @@ class KVCache:
         self.buffers = {layer: (k[rows], v[rows]) for layer, (k, v) in self.buffers.items()}
 
 
-def rope_tables(position_ids, head_dim, theta, dtype):
-    """Cosines and sines (B, 1, T, hd/2) of the angles position * theta^(-2i/hd) (Su et al. 2021)."""
-    exponent = torch.arange(0, head_dim, 2, device=position_ids.device).to(dtype) / head_dim
-    angles = position_ids[:, None, :, None].to(dtype) / theta ** exponent
+def rope_periods(config, device, dtype):
+    """theta^(2i/hd), (hd/2,): tokens per radian of the i-th coordinate pair (Su et al. 2021).
+
+    rope_scaling "llama3" (Llama 3.1) makes a context longer than the trained one: pairs that turn less than
+    low_freq_factor times in the original context turn `factor` times slower, those that turn more than high_freq_factor
+    times stay as they are, and between the two it goes over linearly.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, device=device).to(dtype) / config.head_dim
+    periods = config.rope_theta ** exponent
+    if config.rope_scaling is None:
+        return periods
+    scaling = config.rope_scaling
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi * periods)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the pair's own speed
+    return periods / (kept + (1 - kept) / scaling["factor"])
+
+
+def rope_tables(position_ids, config, dtype):
+    """Cosines and sines (B, 1, T, hd/2) of the angles position / period."""
+    angles = position_ids[:, None, :, None].to(dtype) / rope_periods(config, position_ids.device, dtype)
     return angles.cos(), angles.sin()
 
 
@@ -143,16 +165,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model; `score` exists only with config.num_labels 1, `lm_head` only without config.tie_word_embeddings."""
+    """The model. With config.num_labels 1 it has `score` and no language-model head, as Hugging Face's reward models;
+    otherwise `lm_head`, unless config.tie_word_embeddings makes the embedding serve as one."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # keep only each block's input for backward, and compute the block again
         self.model = nn.ModuleDict({
             "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
             "layers": nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers)),
             "norm": nn.RMSNorm(config.hidden_size, config.rms_norm_eps)})
-        if not config.tie_word_embeddings:
+        if not config.tie_word_embeddings and not config.num_labels:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.num_labels:
             self.score = nn.Linear(config.hidden_size, 1, bias=False)
@@ -178,15 +202,21 @@ class Transformer(nn.Module):
         if attn_mask is None and seen and T > 1:  # SDPA's own causal mask is only right with nothing before
             attn_mask = torch.ones(T, seen + T, dtype=torch.bool, device=input_ids.device).tril(seen)
         x = self.model["embed_tokens"](input_ids)  # (B, T, d)
-        cos, sin = rope_tables(position_ids, self.config.head_dim, self.config.rope_theta,
-                               torch.float64 if x.dtype == torch.float64 else torch.float32)  # bf16 is too coarse
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32  # bf16 is too coarse for angles
+        cos, sin = rope_tables(position_ids, self.config, dtype)
         for block in self.model["layers"]:
-            x = block(x, cos, sin, attn_mask, cache)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, attn_mask, cache, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, attn_mask, cache)
         if cache is not None:
             cache.length += T
         return self.model["norm"](x)
 
+    def head(self):
+        """The matrix (V, d) that makes logits of hidden states."""
+        return self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
+
     def logits(self, hidden):
         """(..., d) -> (..., V)."""
-        head = self.model["embed_tokens"] if self.config.tie_word_embeddings else self.lm_head
-        return F.linear(hidden, head.weight)
+        return F.linear(hidden, self.head())

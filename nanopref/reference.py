@@ -10,16 +10,17 @@ import torch
 from tqdm import tqdm
 
 from .batch import score
-from .text import CHAT_TEMPLATE
+from .checkpoint import digest
 
 
-def cached_logps(start: Path, reference, examples, cache: Path, autocast, fresh) -> list:
-    """The examples with `ref_logps` filled in (nats, summed). The key of the cache is the reference's weights, the
-    token ids (so data, tokenizer and length limits), the template and the precision: another of any is another file."""
-    digest = hashlib.sha256((start / "model.safetensors").read_bytes())
+def cached_logps(start: Path, reference, examples, cache: Path, autocast, precision: str, fresh) -> list:
+    """The examples with `ref_logps` filled in (nats, summed). The key of the cache is the reference's folder, the token
+    ids (so data, template and length limits) and the precision: another of any is another file.
+
+    `reference` is the policy before its first step: a second model is never in memory while training."""
     ids = [[e.prompt, e.responses] for e in examples]
-    digest.update(json.dumps([CHAT_TEMPLATE, type(autocast).__name__, ids]).encode())
-    path = cache / f"reference-{digest.hexdigest()[:16]}.safetensors"
+    key = hashlib.sha256(json.dumps([digest(start), precision, ids]).encode())
+    path = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
     flat = None
     if path.exists() and not fresh:
         try:

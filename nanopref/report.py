@@ -13,7 +13,8 @@ ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{
         ("length", "length (tokens)", "{:.1f}"), ("correct", "right answers", "{:.2f}"),
         ("over_refusal", "over-refusal", "{:.2f}"), ("harmful", "harm not refused", "{:.2f}"),
         ("well_formed", "well-formed", "{:.2f}"), ("finished", "finished (EOS)", "{:.2f}"),
-        ("accuracy", "pair accuracy", "{:.2f}"))
+        ("accuracy", "pair accuracy", "{:.2f}"), ("margin", "margin", "{:.2f}"),
+        ("reward_mean", "reward mean", "{:.2f}"), ("reward_std", "reward std", "{:.2f}"))
 
 
 def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, splits, autocast) -> None:
@@ -31,12 +32,12 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     start = load_model(start_folder)[0].to(next(policy.parameters()).device).eval() if config.stage == "po" else None
     told, found = {}, {}
     for split, rows in splits.tests.items():
-        rows = rows[:config.prompts]
+        asked = rows[:config.prompts]
         with autocast:
             found[split] = {}
             if start is not None:
-                found[split]["start"] = answers(start, tokenizer, rows, config.seed, splits.gold)
-            found[split]["policy"] = answers(policy, tokenizer, rows, config.seed, splits.gold)
+                found[split]["start"] = answers(start, tokenizer, asked, config.seed, splits.gold)
+            found[split]["policy"] = answers(policy, tokenizer, asked, config.seed, splits.gold)
             told[split] = {who: measure(policy if who == "policy" else start, start, tokenizer, rows, given,
                                         found[split].get("start") if who == "policy" else None, config, splits.gold)
                            for who, given in found[split].items()}
@@ -61,6 +62,18 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     figure = training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
     print(f"\nfigure: {figure}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     _finish(folder, result)
+
+
+def report_rm(config: RunConfig, folder: Path, measures: dict, splits) -> None:
+    """Print and keep what `judge` found, {split: {"untrained": ..., "trained": ...}}: report.json, written last."""
+    print("\n" + table(measures, {"untrained": "untrained head", "trained": "trained"}, splits.best_accuracy))
+    for split, by in measures.items():
+        accuracy, error = by["trained"]["accuracy"]
+        print(f"On {split} {accuracy:.1%} of the pairs are ranked right; 95 % interval {accuracy - 1.96 * error:.1%} to "
+              f"{accuracy + 1.96 * error:.1%}; chance is 50 %.")
+    print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
+    _finish(folder, {"config": {"loss": "rm", "data": config.data, "seed": config.seed}, "measures": measures,
+                     "best_accuracy": splits.best_accuracy})
 
 
 def _finish(folder, result):

@@ -1,30 +1,148 @@
-"""Text to token ids and back: a byte-level BPE tokenizer and the ChatML layout of a conversation.
+"""Text to token ids and back: a tokenizer, and the chat template that lays out its conversations.
 
     <|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n          prompt: ends with the generation header
-    4<|im_end|>                                                       response: ends with exactly one EOS
+    4<|im_end|>                                                       response: ends with exactly one end-of-turn token
 
-Prompt and response are tokenised apart and joined as ids. So the first response position is len(prompt_ids), whatever
-the texts are; tokenising the joined text lets BPE merge across the boundary and moves it. There is no padding and no
-mask here: masks are made from these lengths.
+The template is the model folder's own (Jinja, as every Hugging Face folder has one); above is ChatML, which models
+trained here use. Prompt and response are tokenised apart and joined as ids. So the first response position is
+len(prompt_ids), whatever the texts are; tokenising the joined text lets BPE merge across the boundary and moves it.
+There is no padding and no mask here: masks are made from these lengths.
 """
+import json
+import re
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanopref.errors import UserError
 
 PAD, BOS, IM_START, IM_END = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>")
-EOS = IM_END  # not PAD: a model trained with EOS = PAD and a mask on PAD never learns to stop
-
-# The same layout as encode_prompt, for tokenizer_config.json: other tools then render what this model was trained on.
-CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (  # ChatML
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+SPLIT = "\ufdd0"  # Unicode keeps this code point out of all text: it breaks up a special token that a text spells out
+QUESTION, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 
 
-def train_tokenizer(texts, vocab_size):
-    """Byte-level BPE learned from `texts` (iterable of str); the same texts give the same tokenizer.
+class ChatTokenizer:
+    """A `tokenizers.Tokenizer` and the chat template that goes with it.
+
+    eos_id         what the template puts right after an answer: the last token of a response, and where sampling stops
+    bos_id         of plain text, or None; starts every prompt if `wants_bos`
+    pad_id         differs from eos_id, so that "the last token that is not padding" is the end of the response
+                   (unless there is no other special token)
+    header_length  tokens of the generation header, with which every prompt ends
+    """
+
+    def __init__(self, tokenizer, described):
+        """described: the content of tokenizer_config.json, "chat_template" included. UserError for a template that
+        cannot be rendered, or does not put an answer between the generation header and an end-of-turn token."""
+        self.tokenizer, self.described = tokenizer, described
+        tokenizer.encode_special_tokens = True  # a literal "<|im_end|>" is characters: nobody ends a turn from a text
+        tokenizer.no_truncation()  # what to cut is decided here, and counted
+        tokenizer.no_padding()
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        first = tokenizer.encode("4").ids[:1]  # with what the tokenizer itself puts before every text
+        self.wants_bos = first != tokenizer.encode("4", add_special_tokens=False).ids[:1]
+        self.bos_id = first[0] if self.wants_bos else self._named("bos_token")
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,  # as transformers has them
+                                                    extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
+        try:
+            self.template = environment.from_string(described["chat_template"])
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: it is not even a string
+            raise UserError(f"the chat template cannot be read: {error}") from None
+        prompt, answer = encode_prompt(self, [QUESTION]), self.ids_of(ANSWER["content"])
+        whole = self.with_bos(self.ids_of(self.render([QUESTION, ANSWER], False)))
+        start = prompt + answer
+        rest = whole[len(start):]
+        if whole[:len(start)] != start or not rest or tokenizer.id_to_token(rest[0]) not in special:
+            raise UserError("the chat template does not put an answer right after its generation header and a special "
+                            "token right after the answer: its turns cannot be taken apart")
+        self.eos_id = rest[0]
+        self.header_length = len(prompt) - len(self.with_bos(self.ids_of(self.render([QUESTION], False))))
+        if prompt[:1] == [self.bos_id] and self.bos_id not in prompt[1:]:  # SmolLM2's is <|im_start|>, which recurs
+            self.wants_bos = True  # the template puts it there, if not the tokenizer
+        self.pad_id = self._named("pad_token")
+        if self.pad_id in (None, self.eos_id):
+            others = [i for i in map(tokenizer.token_to_id, special) if i != self.eos_id]
+            self.pad_id = min(others, key=lambda i: (i in prompt or i == self.bos_id, i), default=self.eos_id)
+
+    @property
+    def ids(self):
+        """The three ids under config.json's names."""
+        return {"bos_token_id": self.bos_id, "eos_token_id": self.eos_id, "pad_token_id": self.pad_id}
+
+    @property
+    def vocab_size(self):
+        """How many tokens there are, added ones included."""
+        return self.tokenizer.get_vocab_size()
+
+    @property
+    def largest_id(self):
+        """The embedding needs more rows than this."""
+        return max(self.tokenizer.get_vocab().values())
+
+    def _named(self, name):
+        """The id of a token that tokenizer_config.json names, as a string or an object with a `content`."""
+        token = self.described.get(name)
+        return self.tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+
+    def _tokens(self, **ids):
+        """The texts of these ids under their names, None left out."""
+        return {name: self.tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+
+    def render(self, messages, add_generation_prompt):
+        """The template's text, in which no special token comes from a message: where one spells it, SPLIT stands in."""
+        safe = [{**message, "content": self.special.sub(lambda m: SPLIT.join(m[0]), message["content"])}
+                for message in messages]
+        try:  # no date: the template's own fixed one, so that the same data gives the same ids tomorrow
+            return self.template.render(messages=safe, add_generation_prompt=add_generation_prompt,
+                                        tools=None, documents=None,  # as transformers has it: defined, but None
+                                        **self._tokens(bos_token=self.bos_id, eos_token=self._named("eos_token")))
+        except Exception as error:  # a template is a program: 1 + "a" in it is a TypeError
+            raise UserError(f"the chat template refuses these messages ({', '.join(m['role'] for m in messages)}): "
+                            + " ".join(str(error).split())) from None
+
+    def ids_of(self, text):
+        """Ids of a rendered text: special tokens as such, all between them as ordinary text."""
+        ids, at = [], 0
+        for match in [*self.special.finditer(text), None]:
+            piece = text[at:match.start() if match else None].replace(SPLIT, "")
+            ids += self.tokenizer.encode(piece, add_special_tokens=False).ids if piece else []
+            if match:
+                ids.append(self.tokenizer.token_to_id(match[0]))
+                at = match.end()
+        return ids
+
+    def with_bos(self, ids):
+        """`ids` with exactly one BOS in front if the tokenizer wants one, whether or not the template wrote it."""
+        return [self.bos_id] + ids if self.wants_bos and ids[:1] != [self.bos_id] else ids
+
+    def save(self, folder):
+        """Writes tokenizer.json and tokenizer_config.json, the template included, into an existing folder."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        tokens = self._tokens(bos_token=self.bos_id, eos_token=self.eos_id, pad_token=self.pad_id)
+        (folder / "tokenizer_config.json").write_text(json.dumps({**self.described, **tokens}, indent=2) + "\n")
+
+    def shown(self, ids):
+        """`ids` as text, special tokens included, in one line."""
+        return repr(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _refuse(message):  # what templates call as raise_exception("...")
+    raise jinja2.TemplateError(message)
+
+
+def train_tokenizer(texts, vocab_size) -> ChatTokenizer:
+    """Byte-level BPE learned from `texts` (iterable of str), with ChatML turns; the same texts give the same tokenizer.
 
     Ids 0..3 are SPECIAL_TOKENS, then the 256 bytes, then merges: any string can be encoded. The vocabulary is smaller
     than `vocab_size` when the texts have too few different pairs to merge. Raises UserError below 260.
@@ -43,59 +161,45 @@ def train_tokenizer(texts, vocab_size):
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS),
                                   initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _encode_text(tokenizer, text):
-    """Ids of `text` where a literal "<|im_end|>" is ordinary characters: nobody ends a turn from inside its text."""
-    before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-    finally:
-        tokenizer.encode_special_tokens = before  # the tokenizer belongs to the caller
+    return ChatTokenizer(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE,
+                                     "bos_token": BOS, "eos_token": IM_END, "pad_token": PAD})
 
 
 def encode_prompt(tokenizer, messages):
     """Ids of a conversation, ending with the generation header; [BOS] when `messages` is empty (plain text follows).
 
-    messages: list of {"role": "system" | "user" | "assistant", "content": str}.
+    messages: list of {"role": "system" | "user" | "assistant", "content": str}. UserError if the template refuses them.
     """
     if not messages:
-        return [tokenizer.token_to_id(BOS)]
-    start, end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
-    newline = _encode_text(tokenizer, "\n")
-    ids = []
-    for message in messages:
-        ids += [start] + _encode_text(tokenizer, message["role"] + "\n" + message["content"]) + [end] + newline
-    return ids + [start] + _encode_text(tokenizer, "assistant\n")
+        return [tokenizer.bos_id]
+    return tokenizer.with_bos(tokenizer.ids_of(tokenizer.render(messages, add_generation_prompt=True)))
 
 
 def encode_response(tokenizer, text):
-    """Ids of a response, ending with exactly one EOS: stopping is part of what is learned and scored."""
-    return _encode_text(tokenizer, text) + [tokenizer.token_to_id(EOS)]
+    """Ids of a response, ending with exactly one end-of-turn token: stopping is part of what is learned and scored."""
+    return tokenizer.tokenizer.encode(text, add_special_tokens=False).ids + [tokenizer.eos_id]
 
 
 def decode(tokenizer, ids):
     """Text of `ids`, special tokens left out; bytes that are not whole UTF-8 characters become U+FFFD."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    return tokenizer.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def truncate(tokenizer, prompt_ids, responses, max_len):
     """Fits prompt + each response into `max_len` tokens: (prompt_ids, responses, n_prompt_cut, n_responses_cut).
 
     All `responses` (list of id lists) keep one common prompt: a preference is between answers to the same x. The prompt
-    is cut first, from the left, as far as the longest response needs but never into the generation header. A response
-    still too long is then cut on the right; it loses its EOS, and gets no new one: the text did not end there.
-    n_prompt_cut: tokens; n_responses_cut: responses. Two responses may be equal after the cut: such a pair is for
-    the caller to drop. Raises UserError when `max_len` does not hold the header and one token.
+    is cut first, from the left, as far as the longest response needs but never into the generation header, and keeps
+    its BOS. A response still too long is then cut on the right; it loses its EOS, and gets no new one: the text did not
+    end there. n_prompt_cut: tokens; n_responses_cut: responses. Two responses may be equal after the cut: such a pair
+    is for the caller to drop. Raises UserError when `max_len` does not hold the header and one token.
     """
-    start = tokenizer.token_to_id(IM_START)
-    header = prompt_ids[::-1].index(start) + 1 if start in prompt_ids else len(prompt_ids)
+    bos = prompt_ids[:1] if tokenizer.wants_bos else []
+    header = min(tokenizer.header_length + len(bos), len(prompt_ids))
     if max_len < header + 1:
         raise UserError(f"max_len is {max_len}: at least {header + 1} are needed, the generation header and one token")
     keep = max(header, max_len - max(len(response) for response in responses))
-    prompt = prompt_ids[-keep:]
+    prompt = prompt_ids if len(prompt_ids) <= keep else bos + prompt_ids[len(prompt_ids) - keep + len(bos):]
     room = max_len - len(prompt)
     n_responses_cut = sum(len(response) > room for response in responses)
     return prompt, [response[:room] for response in responses], len(prompt_ids) - len(prompt), n_responses_cut

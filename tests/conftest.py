@@ -1,4 +1,5 @@
 """A tokenizer of the embedded world and tiny models that go with it."""
+import json
 import shutil
 from pathlib import Path
 
@@ -6,8 +7,13 @@ import pytest
 import torch
 
 from nanopref import world
+from nanopref.checkpoint import new_model, save_model
 from nanopref.model import Config, Transformer
-from nanopref.text import BOS, EOS, PAD, train_tokenizer
+from nanopref.text import train_tokenizer
+
+TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=128, tie_word_embeddings=True)
+SUBJECTS = ("tea", "coffee", "rain", "snow", "bread", "salt", "iron", "gold", "wood", "sand", "wool", "silk")
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +25,9 @@ def tokenizer():
 def tiny_model(tokenizer):
     """tiny_model(seed, dtype): every parameter random and large, so that no term of the forward pass is negligible."""
     def build(seed=0, dtype=torch.float64):
-        ids = {f"{name}_token_id": tokenizer.token_to_id(token)
-               for name, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
-        model = Transformer(Config(vocab_size=tokenizer.get_vocab_size(), hidden_size=16, intermediate_size=24,
+        model = Transformer(Config(vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=24,
                                    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=50.0,
-                                   max_position_embeddings=128, tie_word_embeddings=True, **ids)).to(dtype)
+                                   max_position_embeddings=128, tie_word_embeddings=True, **tokenizer.ids)).to(dtype)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, 0.1, 0.3, generator=generator)
@@ -40,3 +44,23 @@ def shared_runs(tmp_path_factory):
         if (done / "report.json").exists():
             shutil.copytree(done, out / "world" / done.name)
     return out
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """A file of 60 pairs: a correct sentence is chosen over one that rambles."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.", "rejected": f"I do not know {s} at all."}
+            for s in SUBJECTS for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def start(pairs, tmp_path_factory):
+    """An untrained tiny model folder to start from: what is tested here is the machinery, not the learning."""
+    folder = tmp_path_factory.mktemp("model") / "start"
+    torch.manual_seed(0)
+    model, tokenizer = new_model([json.dumps(json.loads(line)) for line in pairs.open()], 320, TINY)
+    save_model(model, tokenizer, folder)
+    return folder

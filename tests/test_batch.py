@@ -112,7 +112,7 @@ def test_targets_decode_to_the_responses_and_end_with_eos(tokenizer):
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "What is 3 plus 4?"}])
     batch = collate([Example(prompt, [encode_response(tokenizer, t) for t in pair], [CHOSEN, REJECTED])
                      for pair in texts])
-    eos = tokenizer.token_to_id("<|im_end|>")
+    eos = tokenizer.eos_id
     for k, text in enumerate(sum(texts, [])):
         ids = batch.target[batch.response == k].tolist()
         assert decode(tokenizer, ids) == text and ids.count(eos) == 1 and ids[-1] == eos

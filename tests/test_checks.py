@@ -24,7 +24,7 @@ def setting(name, tokenizer, tiny_model):
     policy = tiny_model(0, torch.float32)
     examples, _ = encode(tokenizer, ROWS, losses.LOSSES[name].inputs, 128)
     examples = [replace(e, ref_logps=ref) for e, ref in zip(examples, score(policy, examples))]
-    return policy, examples, SimpleNamespace(loss=name, knobs=losses.knobs(name))
+    return policy, examples, SimpleNamespace(loss=name, knobs=losses.knobs(name), precision="fp32")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -86,9 +86,10 @@ def test_a_gradient_through_the_kl_estimate_is_refused(tokenizer, tiny_model, mo
 def cached(tokenizer, tiny_model, tmp_path):
     """cached(reference, examples): the log-probs by way of a cache folder, from a start folder with some weights."""
     (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
 
     def call(reference, examples, fresh=False):
-        found = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), fresh)
+        found = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), "fp32", fresh)
         return [e.ref_logps for e in found]
 
     call.files = lambda: sorted((tmp_path / "cache").glob("*"))

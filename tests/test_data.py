@@ -1,12 +1,17 @@
+import datetime
 import gzip
 import json
 import re
+import sys
+import tracemalloc
+import types
 from pathlib import Path
 
 import pytest
 
 from nanopref import data
 from nanopref.errors import UserError
+from nanopref.formats import FORMATS
 
 HH_FILE = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 
@@ -34,34 +39,120 @@ Q = user("2+2?")
 PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
 HH = {"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"}
 LISTS = {"chosen": [Q, assistant("4")], "rejected": [Q, assistant("5")]}
+ULTRA = {"prompt": "2+2?", "prompt_id": "a", "messages": LISTS["chosen"], "score_chosen": 8.0, "score_rejected": 6.5,
+         **LISTS}
 ALIGN = {"question": "2+2?", "response_1": "4", "response_2": "5", "overall_response": 1}
+PKU = {"prompt": "2+2?", "response_0": "4", "response_1": "5", "better_response_id": 0, "safer_response_id": 1,
+       "is_response_0_safe": True, "is_response_1_safe": True}
 UNPAIRED = {"prompt": "2+2?", "completion": "4", "label": True}
+ALPACA = {"instruction": "2+2?", "input": "", "chosen": "4", "rejected": "5"}
+ALPACA_UNPAIRED = {"instruction": "2+2?", "input": "", "output": "4", "kto_tag": True}
+SHAREGPT = {"conversations": [{"from": "human", "value": "2+2?"}], "chosen": {"from": "gpt", "value": "4"},
+            "rejected": {"from": "gpt", "value": "5"}}
+SHAREGPT_UNPAIRED = {"conversations": [*SHAREGPT["conversations"], SHAREGPT["chosen"]], "kto_tag": True}
+SWIFT = {"messages": LISTS["chosen"], "rejected_response": "5"}
+SWIFT_UNPAIRED = {"messages": LISTS["chosen"], "label": True}
+ORCA = {"system": "", "question": "2+2?", "chosen": "4", "rejected": "5"}
+
+LONG = [system("Add."), user("Hi"), assistant("Hello"), Q]  # a prompt of several turns
+LONG_LISTS = {"chosen": [*LONG, assistant("4")], "rejected": [*LONG, assistant("5")]}
+ALPACA_LONG = {"instruction": "2+2?", "system": "Add.", "history": [["Hi", "Hello"]]}
+SHAREGPT_LONG = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, *SHAREGPT["conversations"]]
+
+
+def without(row, *fields):
+    return {field: value for field, value in row.items() if field not in fields}
 
 
 @pytest.mark.parametrize("row, name, prompt, chosen, rejected", [
-    (PAIR, "pairs", [Q], "4", "5"),
-    (HH, "hh-rlhf", [Q], "4", "5"),
-    ({side: "\n\nHuman: Hi\n\nAssistant: Hello" + text for side, text in HH.items()}, "hh-rlhf",
-     [user("Hi"), assistant("Hello"), Q], "4", "5"),
-    (LISTS, "messages", [Q], "4", "5"),
-    ({"chosen": [system("Add."), *LISTS["chosen"]], "rejected": [system("Add."), *LISTS["rejected"]]}, "messages",
-     [system("Add."), Q], "4", "5"),
-    ({"prompt": [Q], "chosen": [assistant("4")], "rejected": [assistant("5")]}, "messages", [Q], "4", "5"),
-    # UltraFeedback-binarized: the prompt stands in `prompt` and again at the start of both sides
-    ({"prompt": "2+2?", "prompt_id": "a", "score_chosen": 8.0, "score_rejected": 6.5, **LISTS},
-     "messages", [Q], "4", "5"),
     (ALIGN, "align-anything", [Q], "4", "5"),
     ({**ALIGN, "overall_response": 2}, "align-anything", [Q], "5", "4"),
-    ({"prompt": "2+2?", "completion": "4"}, "demonstrations", [Q], "4", None),
+    ({**ALIGN, "question": LONG}, "align-anything", LONG, "4", "5"),
+    (HH, "hh-rlhf", [Q], "4", "5"),
+    ({side: "\n\nHuman: Hi\n\nAssistant: Hello" + text for side, text in HH.items()}, "hh-rlhf", LONG[1:], "4", "5"),
+    ({"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}, "pairs", [Q], "4", "5"),
+    ({**PAIR, "system": "Add."}, "pairs", [system("Add."), Q], "4", "5"),
+    ({"prompt": [Q], "chosen": [assistant("4")], "rejected": [assistant("5")]}, "messages", [Q], "4", "5"),
+    ({"prompt": LONG, "chosen": [assistant("4")], "rejected": [assistant("5")]}, "messages", LONG, "4", "5"),
+    (LISTS, "messages", [Q], "4", "5"),
+    (LONG_LISTS, "messages", LONG, "4", "5"),
+    ({"prompt": "Hi", **LONG_LISTS}, "messages", LONG, "4", "5"),  # the first message again, as in orpo-dpo-mix-40k
+    ({"prompt": [user("a")], "chosen": [assistant("b"), user("a"), assistant("c")],
+      "rejected": [assistant("b"), user("a"), assistant("d")]}, "messages",
+     [user("a"), assistant("b"), user("a")], "c", "d"),
+    (ULTRA, "ultrafeedback", [Q], "4", "5"),
+    ({**ULTRA, **LONG_LISTS}, "ultrafeedback", LONG, "4", "5"),
     (UNPAIRED, "unpaired", [Q], "4", None),
     ({**UNPAIRED, "label": False}, "unpaired", [Q], None, "4"),
-    ({"prompt": [Q], "completion": [assistant("4")], "label": True}, "unpaired", [Q], "4", None),
+    ({"prompt": LONG, "completion": [assistant("4")], "label": True}, "unpaired", LONG, "4", None),
+    ({"prompt": "2+2?", "completion": "4"}, "demonstrations", [Q], "4", None),
+    ({"prompt": LONG, "completion": "4"}, "demonstrations", LONG, "4", None),
+    (ALPACA, "alpaca", [Q], "4", "5"),
+    ({**ALPACA, "input": "Think.", "output": "x"}, "alpaca", [user("2+2?\nThink.")], "4", "5"),
+    ({**ALPACA_LONG, "chosen": "4", "rejected": "5"}, "alpaca", LONG, "4", "5"),
+    ({**ALPACA, "input": None, "system": None, "history": None}, "alpaca", [Q], "4", "5"),
+    (ALPACA_UNPAIRED, "alpaca-unpaired", [Q], "4", None),
+    ({**ALPACA_UNPAIRED, **ALPACA_LONG, "kto_tag": False}, "alpaca-unpaired", LONG, None, "4"),
+    (without(ALPACA_UNPAIRED, "kto_tag"), "alpaca-demonstrations", [Q], "4", None),
+    ({"instruction": "2+2?", "chosen": "4", "rejected": "5"}, "alpaca", [Q], "4", "5"),  # xfactlab
+    ({"question": "2+2?", "chosen": "4", "rejected": "5"}, "question-pairs", [Q], "4", "5"),  # xfactlab
+    (ORCA, "question-pairs", [Q], "4", "5"),
+    ({**ORCA, "system": "Add."}, "question-pairs", [system("Add."), Q], "4", "5"),
+    (SHAREGPT, "sharegpt", [Q], "4", "5"),
+    ({**SHAREGPT, "system": "Add.", "conversations": SHAREGPT_LONG}, "sharegpt", LONG, "4", "5"),
+    (SHAREGPT_UNPAIRED, "sharegpt-unpaired", [Q], "4", None),
+    ({"system": "Add.", "conversations": [*SHAREGPT_LONG, SHAREGPT["chosen"]], "kto_tag": False},
+     "sharegpt-unpaired", LONG, None, "4"),
+    ({"conversations": SHAREGPT_UNPAIRED["conversations"]}, "sharegpt-demonstrations", [Q], "4", None),
+    (SWIFT, "ms-swift", [Q], "4", "5"),
+    ({"messages": LONG_LISTS["chosen"], "rejected_response": "5"}, "ms-swift", LONG, "4", "5"),
+    ({"messages": LONG_LISTS["chosen"], "rejected_messages": LONG_LISTS["rejected"]}, "ms-swift-lists", LONG, "4", "5"),
+    (SWIFT_UNPAIRED, "ms-swift-unpaired", [Q], "4", None),
+    ({"messages": LONG_LISTS["chosen"], "label": False}, "ms-swift-unpaired", LONG, None, "4"),
+    ({"messages": LONG_LISTS["chosen"]}, "ms-swift-demonstrations", LONG, "4", None),
 ])
-def test_minimal_row_of_every_format(tmp_path, row, name, prompt, chosen, rejected):
+def test_row_of_every_format(tmp_path, row, name, prompt, chosen, rejected):
     for strict in (False, True):
         read = data.read(write(tmp_path / "d.jsonl", row), strict=strict)
         assert read.format == name and read.dropped == {} and read.n_lines == 1
         assert read.rows == [data.Row(tuple(prompt), chosen, rejected, line=1)]
+
+
+def test_pku_saferlhf_needs_an_axis_and_counts_from_zero(tmp_path):
+    path = write(tmp_path / "d.jsonl", PKU)
+    for axis, chosen, rejected in (("better", "4", "5"), ("safer", "5", "4")):
+        read = data.read(path, axis=axis)
+        assert read.format == "pku-saferlhf" and read.rows == [data.Row((Q,), chosen, rejected, 1)]
+    for axis in (None, "helpful"):
+        with pytest.raises(UserError) as error:
+            data.read(path, axis=axis)
+        assert str(error.value).startswith(f"{path}, line 1: PKU-SafeRLHF ranks by helpfulness and by safety")
+        assert "disagree" in str(error.value) and "--axis better or --axis safer" in str(error.value)
+    path = write(tmp_path / "d.jsonl", PKU, {**PKU, "better_response_id": 2})
+    assert data.read(path, axis="better").dropped == {"label out of range": 1}
+    assert data.read(path, axis="safer").dropped == {}
+    with pytest.raises(UserError, match="line 2: field better_response_id: label out of range; expected 0 or 1 .* 2"):
+        data.read(path, axis="better", strict=True)
+    with pytest.raises(UserError, match="--axis better is for PKU-SafeRLHF data, and this is pairs"):
+        data.read(write(tmp_path / "d.jsonl", PAIR), axis="better")
+
+
+@pytest.mark.parametrize("first, other, formats", [
+    (PAIR, ALIGN, ("pairs", "align-anything")),
+    (PAIR, LISTS, ("pairs", "messages")),
+    (HH, PAIR, ("hh-rlhf", "pairs")),
+    (UNPAIRED, without(UNPAIRED, "label"), ("unpaired", "demonstrations")),  # without its label it would count as good
+    (without(UNPAIRED, "label"), {**UNPAIRED, "label": False}, ("demonstrations", "unpaired")),
+    (ALPACA, ALPACA_UNPAIRED, ("alpaca", "alpaca-unpaired")),
+    (SWIFT, SWIFT_UNPAIRED, ("ms-swift", "ms-swift-unpaired")),
+])
+def test_two_formats_in_one_file_are_an_error(tmp_path, first, other, formats):
+    path = write(tmp_path / "d.jsonl", first, other)
+    for strict in (False, True):
+        with pytest.raises(UserError) as error:
+            data.read(path, strict=strict)
+        assert str(error.value).startswith(
+            f"{path}, line 2: a row in format {formats[1]} in a file in format {formats[0]}. Keep one format per file")
 
 
 BLANK = " \n\t"
@@ -69,7 +160,7 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (PAIR, "{not json", "not JSON", "(whole row)", "one JSON object"),
     (PAIR, '{"prompt": "\\ud800", "chosen": "4", "rejected": "5"}', "not JSON", "(whole row)", "valid Unicode"),
     (PAIR, "[" * 100_000, "not JSON", "(whole row)", "one JSON object"),
-    (PAIR, '"text"', "wrong type", "(whole row)", "a JSON object, not str"),
+    (PAIR, '"text"', "wrong type", "(whole row)", "a JSON object, not string"),
     (PAIR, {"prompt": "2+2?", "chosen": "4"}, "missing field", "rejected", "fields prompt, chosen, rejected"),
     (PAIR, {**PAIR, "rejected": None}, "wrong type", "rejected", "a string or a list"),
     (PAIR, {**PAIR, "prompt": 4}, "wrong type", "prompt", "a string or a list"),
@@ -77,20 +168,23 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (PAIR, {**PAIR, "prompt": ""}, "empty prompt", "prompt", "not blank"),
     (PAIR, {**PAIR, "chosen": BLANK}, "empty response", "chosen", "not blank"),
     (PAIR, {**PAIR, "rejected": ""}, "empty response", "rejected", "not blank"),
-    (PAIR, {**PAIR, "rejected": " 4\n"}, "identical", "rejected", "other than chosen"),
+    (PAIR, {**PAIR, "rejected": " 4\n"}, "identical", "rejected", "other than that of chosen"),
     (LISTS, {**LISTS, "chosen": [Q, {"role": "assistant", "content": None}]}, "wrong type", "chosen", "content"),
     (LISTS, {**LISTS, "chosen": ["4"]}, "wrong type", "chosen", "role"),
     (LISTS, {**LISTS, "chosen": [user("3+3?"), assistant("6")]},
      "different prefixes", "rejected", "up to the last one"),
     (LISTS, {**LISTS, "chosen": []}, "empty response", "chosen", "at least one message"),
-    (LISTS, {"chosen": [assistant("4")], "rejected": [assistant("5")]}, "empty prompt", "prompt", "one user message"),
-    (LISTS, {"prompt": [], "chosen": "4", "rejected": "5"}, "empty prompt", "prompt", "one user message"),
+    (LISTS, {"chosen": [assistant("4")], "rejected": [assistant("5")]}, "empty prompt", "chosen", "one user message"),
+    (LISTS, {"prompt": [], **LISTS}, "empty prompt", "prompt", "at least one message"),
+    (LISTS, {**LISTS, "prompt": [system("Add.")], "chosen": [assistant("4")]},
+     "different prefixes", "rejected", "up to the last one"),
+    (LISTS, {"prompt": [Q], "chosen": None, "rejected": None}, "wrong type", "chosen", "a string or a list"),
     (LISTS, {"chosen": [Q, Q, assistant("4")], "rejected": [Q, Q, assistant("5")]},
      "roles do not alternate", "chosen", "found user, user, assistant"),
     (LISTS, {"chosen": [Q, user("4")], "rejected": [Q, user("5")]},
      "roles do not alternate", "chosen", "found user, user"),
     (LISTS, {"prompt": "another prompt", **LISTS}, "roles do not alternate", "chosen", "found user, user, assistant"),
-    (HH, {"chosen": "", "rejected": ""}, "empty prompt", "prompt", "one user message"),
+    (HH, {"chosen": "", "rejected": ""}, "empty prompt", "chosen", "starts with"),
     (HH, {**HH, "chosen": 4}, "wrong type", "chosen", "a string"),
     (HH, {**HH, "rejected": "Hi. " + HH["rejected"]}, "roles do not alternate", "rejected", "starts with"),
     (HH, {**HH, "chosen": "\n\nHuman: 3+3?\n\nAssistant: 6"}, "different prefixes", "rejected", "up to the last one"),
@@ -99,11 +193,33 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (HH, {side: HH["chosen"] + "\n\nHuman: ok" for side in HH},
      "roles do not alternate", "chosen", "ending with assistant; found user, assistant, user"),
     (HH, {**HH, "chosen": "\n\nHuman: 2+2?\n\nAssistant: "}, "empty response", "chosen", "not blank"),
-    (ALIGN, {**ALIGN, "overall_response": 3}, "no preference", "overall_response", "1 or 2"),
-    (ALIGN, {**ALIGN, "overall_response": 0}, "no preference", "overall_response", "1 or 2"),
-    (ALIGN, {**ALIGN, "overall_response": True}, "no preference", "overall_response", "1 or 2"),
+    (ALIGN, {**ALIGN, "overall_response": 3}, "label out of range", "overall_response", "1 or 2"),
+    (ALIGN, {**ALIGN, "overall_response": 0}, "label out of range", "overall_response", "1 or 2"),
+    (ALIGN, {**ALIGN, "overall_response": True}, "label out of range", "overall_response", "1 or 2"),
     (ALIGN, {**ALIGN, "question": ""}, "empty prompt", "question", "not blank"),
-    (UNPAIRED, {**UNPAIRED, "label": "true"}, "wrong type", "label", "true or false"),
+    (ALIGN, {**ALIGN, "overall_response": None}, "label out of range", "overall_response", "not null"),
+    (ULTRA, {**ULTRA, "score_rejected": 8}, "tie", "score_rejected", "a score other than score_chosen"),
+    (ULTRA, {**ULTRA, "rejected": LISTS["chosen"]}, "identical", "rejected", "that of chosen"),
+    (UNPAIRED, {**UNPAIRED, "label": "yes"}, "label out of range", "label", 'true or false, not "yes"'),
+    (UNPAIRED, {**UNPAIRED, "label": 2}, "label out of range", "label", "true or false, not 2"),
+    (UNPAIRED, {**UNPAIRED, "label": 1}, "label out of range", "label", "true or false, not 1"),
+    (SWIFT_UNPAIRED, {**SWIFT_UNPAIRED, "label": None}, "label out of range", "label", "true or false, not null"),
+    (ALPACA_UNPAIRED, {**ALPACA_UNPAIRED, "kto_tag": None}, "label out of range", "kto_tag", "true or false, not null"),
+    (SHAREGPT_UNPAIRED, {**SHAREGPT_UNPAIRED, "kto_tag": "no"}, "label out of range", "kto_tag", "true or false"),
+    (ALPACA_UNPAIRED, {**ALPACA_UNPAIRED, "output": ""}, "empty response", "output", "not blank"),
+    (ALPACA, {**ALPACA, "instruction": None}, "empty prompt", "instruction", "not blank"),
+    (ALPACA, {**ALPACA, "input": 3}, "wrong type", "input", "a string"),
+    (ALPACA, {**ALPACA, "history": ["Hi", "Hello"]}, "wrong type", "history", "[user, assistant] pairs"),
+    (ALPACA, {**ALPACA, "history": 1}, "wrong type", "history", "[user, assistant] pairs"),
+    (ORCA, {**ORCA, "system": ["Add."]}, "wrong type", "system", "a string"),
+    (ORCA, {**ORCA, "question": " "}, "empty prompt", "question", "not blank"),
+    (SHAREGPT, {**SHAREGPT, "conversations": []}, "empty prompt", "conversations", "at least one message"),
+    (SHAREGPT, {**SHAREGPT, "conversations": SHAREGPT_UNPAIRED["conversations"]},
+     "roles do not alternate", "chosen", "found user, assistant, assistant"),
+    (SHAREGPT, {**SHAREGPT, "rejected": {"from": "gpt"}}, "wrong type", "rejected", '"content": string'),
+    (SWIFT, {**SWIFT, "messages": [Q]}, "roles do not alternate", "messages", "found user"),
+    (SWIFT, {**SWIFT, "rejected_response": "4"}, "identical", "rejected_response", "that of messages"),
+    (SWIFT, {**SWIFT, "rejected_response": None}, "wrong type", "rejected_response", "a string"),
     (UNPAIRED, {**UNPAIRED, "completion": BLANK}, "empty response", "completion", "not blank"),
 ]
 
@@ -114,7 +230,7 @@ def test_bad_row_is_dropped_and_counted_or_named(tmp_path, good, bad, reason, fi
     read = data.read(path)
     assert [row.line for row in read.rows] == [1, 4]
     assert read.dropped == {reason: 1} and read.n_lines == 3
-    assert read.summary() == f"{path}: format {read.format}, 2 of 3 rows kept; dropped: 1 {reason}"
+    assert read.summary() == f"{path}: format {read.format}, 2 of 3 rows kept; dropped: 1 {reason} (first: line 3)"
     with pytest.raises(UserError) as error:
         data.read(path, strict=True)
     message = str(error.value)
@@ -156,13 +272,14 @@ def test_same_rows_from_jsonl_gzip_and_json_list(tmp_path):
 
 def test_unknown_format_names_file_fields_and_formats(tmp_path):
     without_rejected = {"prompt": "2+2?", "chosen": "4"}
-    for row in ({"instruction": "2+2?", "output": "4"}, {"chosen": "4", "rejected": "5"}, without_rejected):
+    for row in ({"ask": "2+2?", "answer": "4"}, {"chosen": "4", "rejected": "5"}, without_rejected):
         path = write(tmp_path / "d.jsonl", row)
         with pytest.raises(UserError) as error:
             data.read(path)
         message = str(error.value)
-        assert message.startswith(f"{path}: unknown format with fields {', '.join(sorted(row))}. ")
-        assert all(name in message for name in data.FORMATS)
+        fields = ", ".join(f"{field} (string)" for field in sorted(row))
+        assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. ") and "\n" not in message
+        assert all(name in message for name in FORMATS)
 
 
 @pytest.mark.parametrize("name, content, expected", [
@@ -171,24 +288,111 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
     ("list.json", b"[]", "holds no rows"),
     ("broken.json", b'[{"prompt": "2+2?"},', "starts like a JSON list"),
     ("not_gzip.jsonl.gz", b'{"prompt": 1}', "cannot be read: Not a gzipped file"),
-    ("cut.jsonl.gz", gzip.compress(json.dumps(PAIR).encode() * 9)[:-12], "cannot be read"),
-    ("unnamed_gzip.jsonl", gzip.compress(b"{}"), "not UTF-8 text; expected JSONL, a JSON list, or gzip named .gz"),
-    ("binary.jsonl", b"\x80\x04\x95\xff\xfe", "not UTF-8 text"),
-    ("zeros.jsonl", b"\x00" * 64, "1 not JSON"),
+    ("cut.jsonl.gz", gzip.compress(json.dumps(PAIR).encode() * 9)[:-12], "the gzip data is cut off or damaged"),
+    ("flipped.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "the gzip data is cut off or damaged"),
+    ("unnamed_gzip.jsonl", gzip.compress(b"{}"), "line 1: not UTF-8 text; expected JSONL, a JSON list, or gzip named"),
+    ("latin.jsonl", json.dumps(PAIR).encode() + b'\n{"prompt": "na\xefve"}\n', "line 2: not UTF-8 text"),
+    ("latin.json", b'[\n\n"na\xefve"]', "line 3: not UTF-8 text"),
+    ("zeros.jsonl", b"\x00" * 64, "1 not JSON (first: line 1)"),
     ("all_bad.jsonl", json.dumps({**PAIR, "chosen": ""}).encode(), "no usable row in"),
 ])
 def test_unusable_file(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(expected)) as error:
         data.read(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_file_and_directory(tmp_path):
-    with pytest.raises(UserError, match="cannot be read.*No such file"):
+    with pytest.raises(UserError, match="cannot be read: No such file or directory"):
         data.read(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="a directory; give one file in it"):
         data.read(tmp_path)
+
+
+def test_line_that_would_fill_the_memory(tmp_path):
+    """A line is read up to MAX_LINE and no further: 200 MiB without a line end take less than 3 MAX_LINE (one piece of
+    the file, and the copy that the reader grows it in)."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n")
+    with open(path, "r+b") as file:
+        file.truncate(200 * 2**20)  # zeros up to there, and no line end
+    tracemalloc.start()
+    with pytest.raises(UserError, match=re.escape(f"{path}, line 2: longer than 16 MiB. Expected JSONL")):
+        data.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * data.MAX_LINE
+
+
+def test_longest_line_that_is_read(tmp_path, monkeypatch):
+    line = json.dumps(PAIR) + "\n"
+    monkeypatch.setattr(data, "MAX_LINE", len(line))
+    path = tmp_path / "d.jsonl"
+    path.write_text(line * 2)
+    assert len(data.read(path).rows) == 2
+    path.write_text(line + " " + line)
+    with pytest.raises(UserError, match="line 2: longer than"):
+        data.read(path)
+
+
+def test_summary_names_where_each_reason_was_met_first(tmp_path):
+    empty, same = {**PAIR, "chosen": ""}, {**PAIR, "chosen": "5"}
+    path = write(tmp_path / "d.jsonl", PAIR, "", same, empty, same, empty, empty)
+    assert data.read(path).summary() == (f"{path}: format pairs, 1 of 6 rows kept; dropped: "
+                                         "3 empty response (first: line 4), 2 identical (first: line 3)")
+    path.write_text(json.dumps([PAIR, same]))
+    assert data.read(path).first == {"identical": "item 2"}
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match="Parquet needs pyarrow: pip install pyarrow, or convert the file to JSONL"):
+        data.read(tmp_path / "d.parquet")
+
+
+def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
+    """A stand-in for pyarrow, which is no dependency: two batches, with dates, which JSON does not have, and nulls."""
+    class Batch(list):
+        to_pylist = list.copy
+
+    class ParquetFile:
+        def __init__(self, path):
+            if not path.exists():
+                raise FileNotFoundError(2, "No such file or directory")
+            if path.read_bytes() != b"PAR1":
+                raise ValueError("Parquet magic bytes not found in footer.\nEither the file is corrupted.")
+
+        def iter_batches(self):
+            made = datetime.date(2024, 1, 1)
+            return [Batch([{**ALPACA, "history": None, "made": made}]), Batch([{**ALPACA, "chosen": None}, ALPACA])]
+
+    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", types.SimpleNamespace(ParquetFile=ParquetFile))
+    path = tmp_path / "d.parquet"
+    path.write_bytes(b"PAR1")
+    read = data.read(path)
+    assert read.rows == [data.Row((Q,), "4", "5", 1), data.Row((Q,), "4", "5", 3)]
+    assert read.first == {"wrong type": "row 2"}
+    path.write_bytes(b"other")
+    with pytest.raises(UserError, match="not a Parquet file: Parquet magic bytes not found in footer.$"):
+        data.read(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        data.read(tmp_path / "missing.parquet")
+
+
+def test_real_parquet_file(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "d.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([ULTRA, {**ULTRA, "score_rejected": 8.0}]), path)
+    assert data.read(path).rows == [data.Row((Q,), "4", "5", 1)] and data.read(path).first == {"tie": "row 2"}
+    path.write_bytes(b"PAR1" * 9)
+    with pytest.raises(UserError, match="not a Parquet file"):
+        data.read(path)
+    with pytest.raises(UserError, match="cannot be read: .*No such file"):
+        data.read(tmp_path / "missing.parquet")
 
 
 def rows_with_prompts(prompts):
@@ -229,6 +433,8 @@ def test_real_hh_rlhf_file():
     read = data.read(HH_FILE)
     assert (read.format, read.n_lines, len(read.rows)) == ("hh-rlhf", 2312, 2299)
     assert read.dropped == {"different prefixes": 5, "empty response": 4, "roles do not alternate": 4}
+    assert read.first == {"different prefixes": "line 1255", "empty response": "line 87",
+                          "roles do not alternate": "line 668"}
     lines = {row.line for row in read.rows}
     assert set(range(1, 2313)) - lines == {1255, 1689, 1951, 1953, 2037, 87, 517, 926, 1104, 668, 764, 1320, 1850}
     assert read.rows[0].prompt[0]["role"] == "user" and read.rows[0].prompt[-1]["role"] == "user"

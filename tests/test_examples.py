@@ -98,10 +98,24 @@ def test_a_file_is_split_by_prompt(tmp_path):
     lines = [{"prompt": f"Prompt {p}?", "chosen": f"good {i}", "rejected": f"bad {i}"}
              for p in range(10) for i in range(4)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = SimpleNamespace(data=path, strict=True, rows=30)
+    config = SimpleNamespace(data=path, files={"train": path}, strict=True, rows=30, axis=None, system=None)
     splits = load(config)
     assert len(splits.tests["test"]) == 4 and len(splits.sft) == len(splits.train) == 30 and not splits.gold
     assert not [r for r in splits.sft if r.prompt == splits.tests["test"][0].prompt]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:4]))
     with pytest.raises(UserError):
         load(config)
+
+
+def test_given_test_data_keeps_its_prompts_to_itself(tmp_path):
+    """Prompts 3 and 4 stand in both files: they are tested on, and not trained on."""
+    files = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
+    for name, prompts in (("train", range(5)), ("test", range(3, 7))):
+        files[name].write_text("".join(json.dumps({"prompt": f"Prompt {p}?", "chosen": "good", "rejected": "bad"}) + "\n"
+                                       for p in prompts))
+    splits = load(SimpleNamespace(data="x", files=files, strict=True, rows=None, axis=None, system="Be brief."))
+    asked = lambda rows: [row.prompt[-1]["content"] for row in rows]
+    assert asked(splits.train) == [f"Prompt {p}?" for p in range(3)]
+    assert asked(splits.tests["test"]) == [f"Prompt {p}?" for p in range(3, 7)]
+    assert all(row.prompt[0] == {"role": "system", "content": "Be brief."} for row in splits.train + splits.tests["test"])
+    assert any("2 training rows left out" in note for note in splits.notes)

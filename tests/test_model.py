@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nanopref.errors import UserError
-from nanopref.model import Config, KVCache, Transformer
+from nanopref.memory import saved_bytes
+from nanopref.model import Config, KVCache, Transformer, rope_periods, rope_tables
 
 EXACT = 1e-10  # float64 rounds at 1e-16; a few hundred terms of size 1 leave four orders to spare
 
@@ -82,22 +83,58 @@ def test_parameter_names_are_hugging_faces():
             layer + "mlp.down_proj.weight", *(layer + f"self_attn.{x}_proj.weight" for x in "qkvo")}
     assert names(tie_word_embeddings=True) == base
     assert names() == base | {"lm_head.weight"}
-    assert names(num_labels=1) == base | {"lm_head.weight", "score.weight"}
+    assert names(num_labels=1) == names(num_labels=1, tie_word_embeddings=True) == base | {"score.weight"}
     assert names(attention_bias=True) == base | {"lm_head.weight", *(layer + f"self_attn.{x}_proj.bias" for x in "qkv")}
 
 
-def test_matches_transformers():
-    """Theirs computes RoPE angles and RMSNorm in float32 even in float64: 1e-7 per step, 1e-5 after two layers."""
-    transformers = pytest.importorskip("transformers", reason="compares with Hugging Face's own forward pass")
-    from nanopref.checkpoint import config_from_json, config_to_json
-    for bias in (False, True):
-        model = tiny(attention_bias=bias)
-        config = transformers.AutoConfig.for_model(**config_to_json(model.config))
-        theirs = transformers.AutoModelForCausalLM.from_config(config).double()
-        theirs.load_state_dict(model.state_dict())
-        tokens = ids(2, 30)
-        assert (theirs(tokens).logits - model.logits(model(tokens))).abs().max() < 1e-5
-        assert config_from_json(theirs.config.to_dict()) == model.config
+def llama3(turns):
+    """Heads of 8 and theta 10^4: the pairs have periods 1, 10, 100, 1000. The original context lets the pair of period
+    10 turn `turns` times."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 2 * math.pi * 10 * turns}
+    return Config(23, 16, 24, 1, 2, rope_theta=10000.0, rope_scaling=scaling)
+
+
+def test_llama3_periods_by_hand():
+    """In the original context the pairs turn 20, 2, 0.2 and 0.02 times. 20 > 4: as it was. 0.2 < 1: 8 times slower.
+    2: a third of the way from 1 to 4, so its speed is 1/3 + 2/3 * 1/8 = 5/12 of what it was, and 10 becomes 24."""
+    periods = rope_periods(llama3(2), "cpu", torch.float64)
+    assert periods.tolist() == pytest.approx([1, 24, 800, 8000], rel=1e-14)
+    cos, sin = rope_tables(torch.tensor([[0, 7]]), llama3(2), torch.float64)
+    assert cos.shape == sin.shape == (1, 1, 2, 4)
+    assert (torch.stack([cos, sin])[:, 0, 0, 0] - torch.tensor([[1.0], [0.0]])).abs().max() == 0
+    assert cos[0, 0, 1, 1].item() == pytest.approx(math.cos(7 / 24), rel=1e-14)
+    assert sin[0, 0, 1, 1].item() == pytest.approx(math.sin(7 / 24), rel=1e-14)
+
+
+@pytest.mark.parametrize("border, period", [(1, 80), (4, 10)])
+def test_llama3_periods_do_not_jump_between_the_regimes(border, period):
+    """The steepest change there is: d period / d turns = 10 * (7/8) / 3 * 8^2 < 200, times a step of 1e-9."""
+    for turns in (border - 1e-9, border, border + 1e-9):
+        assert rope_periods(llama3(turns), "cpu", torch.float64)[1].item() == pytest.approx(period, abs=2e-7)
+
+
+def test_checkpointed_blocks_give_the_same_gradient_and_keep_less():
+    """The backward pass repeats the same operations on the same numbers: not one bit may differ. Kept are the inputs of
+    the 6 blocks and of the final norm, and little of cosines, sines and mask: 8 such inputs in all. Plain, a block
+    keeps 18 of that size: of its norms, its attention and its MLP."""
+    model, tokens = tiny(num_hidden_layers=6), ids(2, 40)
+    mask = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
+
+    def step():
+        model.zero_grad()
+        loss = model.logits(model(tokens, attn_mask=mask)).logsumexp(-1).mean()
+        loss.backward()
+        return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+    def kept():
+        return saved_bytes(lambda: model(tokens, attn_mask=mask))
+
+    plain, plain_kept = step(), kept()
+    model.gradient_checkpointing = True
+    assert all(torch.equal(a, b) for a, b in zip(plain, step(), strict=True))
+    block_input = tokens.numel() * 16 * 8  # bytes
+    assert 7 * block_input <= kept() < 9 * block_input and plain_kept > 90 * block_input
 
 
 def test_the_future_does_not_change_the_past():
@@ -175,7 +212,8 @@ def test_initial_scale():
                                            ({"hidden_size": 12}, "hidden_size 12"),  # heads of 3: no half to rotate
                                            ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
                                            ({"num_hidden_layers": 0}, "num_hidden_layers"),
-                                           ({"vocab_size": "23"}, "vocab_size"), ({"num_labels": 2}, "num_labels")])
+                                           ({"vocab_size": "23"}, "vocab_size"), ({"num_labels": 2}, "num_labels"),
+                                           ({"rope_theta": None}, "rope_theta"), ({"rms_norm_eps": 0}, "rms_norm_eps")])
 def test_impossible_sizes_are_refused_by_name(changes, name):
     with pytest.raises(UserError, match=name):
         tiny(**changes)

@@ -1,4 +1,5 @@
-"""The README is code: its commands run, and its tables are what the code prints."""
+"""The README is code: its commands and its Python run, and its tables are what the code prints."""
+import os
 import re
 import shlex
 import subprocess
@@ -12,9 +13,9 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
             for line in block.splitlines() if line.strip()]
 # What makes a command small enough for a test. Everything else about it stays as printed.
-SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"],
+SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--rows", "64"],
          "nanopref.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
-HH = "hh-rlhf-harmless-base-test.jsonl.gz"
+HH, SMOLLM2 = "hh-rlhf-harmless-base-test.jsonl.gz", "SmolLM2-135M-Instruct"
 
 
 def test_the_two_commands_at_the_top_stand_alone():
@@ -33,12 +34,27 @@ def test_command_runs(command, shared_runs):
         if not found.exists():
             pytest.skip(f"needs {HH}, which is not part of this repository")
         words[words.index(HH)] = str(found)
-        words += ["--model", str(ROOT / "data" / "base")]  # its own base model takes minutes
+        base = str(ROOT / "data" / "base")  # a model of their own takes minutes; SmolLM2 is no part of this repository
+        words = [base if word == SMOLLM2 else word for word in words]
+        words += [] if "--model" in words else ["--model", base]
     small = next((small for script, small in SMALL.items() if script in words), None)
     if small and "--help" not in words:
         words += [*small, "--out", str(shared_runs)]
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_python_runs(shared_runs, tmp_path):
+    """What serves a trained folder: it runs on the one that the commands above have left."""
+    pytest.importorskip("transformers", reason="transformers is not installed; it is needed by no other code")
+    block, = re.findall(r"```python\n(.*?)```", README, re.S)
+    folder = next((shared_runs / "world").glob("simpo-seed0-*/model"), None)
+    if folder is None:
+        pytest.skip("the command that trains the policy has not run in this session")
+    block, n = re.subn(r'"runs/[^"]*"', repr(str(folder)), block)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert n == 1 and done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
 
 
 def test_the_table_of_losses_is_what_the_code_prints():

@@ -10,36 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import train_po
-from nanopref import batch as batch_module
-from nanopref.checkpoint import new_model, save_model
+from nanopref import batch as batch_module, training
 from nanopref.config import RunConfig, parse
 from nanopref.errors import UserError
 from nanopref.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
-TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=128, tie_word_embeddings=True)
-SUBJECTS = ("tea", "coffee", "rain", "snow", "bread", "salt", "iron", "gold", "wood", "sand", "wool", "silk")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A file of 60 pairs: a correct sentence is chosen over one that rambles."""
-    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.", "rejected": f"I do not know {s} at all."}
-            for s in SUBJECTS for n in range(5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def start(pairs, tmp_path_factory):
-    """An untrained tiny model folder to start from: what is tested here is the machinery, not the learning."""
-    folder = tmp_path_factory.mktemp("model") / "start"
-    torch.manual_seed(0)
-    model, tokenizer = new_model([json.dumps(json.loads(line)) for line in pairs.open()], 320, TINY)
-    save_model(model, tokenizer, folder)
-    return folder
 
 
 def run(pairs, start, out, **changes):
@@ -87,7 +63,7 @@ class Killed(Exception):
 
 def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeypatch):
     whole, metrics = run(pairs, start, tmp_path / "whole", epochs=2)
-    monkeypatch.setattr(train_po, "SAVE_EVERY", 3)
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)  # save at once, then whenever saving has cost less than 5 %
     seen = []
 
     def killer(parts):
@@ -104,6 +80,42 @@ def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeyp
     resumed, resumed_metrics = run(pairs, start, tmp_path / "killed", epochs=2, resume=True)
     assert equal(whole, resumed)
     assert metrics == resumed_metrics
+
+
+def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_po, "report", lambda *given: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run(pairs, start, tmp_path)
+    monkeypatch.undo()
+    folder = next((tmp_path / "pairs").glob("dpo-*"))
+    weights, log = (folder / "model" / "model.safetensors").read_bytes(), (folder / "metrics.jsonl").read_text()
+    run(pairs, start, tmp_path, resume=True)
+    assert "resuming at step 6 of 6" in capsys.readouterr().out and (folder / "report.json").exists()
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    assert (folder / "metrics.jsonl").read_text() == log
+
+
+def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
+    """Recomputed activations are the same numbers; bf16 rounds to 1/256, and six steps of 1e-3 do not amplify it."""
+    weights, metrics = run(pairs, start, tmp_path / "plain")
+    again, _ = run(pairs, start, tmp_path / "again", gradient_checkpointing=True)
+    assert equal(weights, again)
+    low, low_metrics = run(pairs, start, tmp_path / "low", precision="bf16")
+    assert not equal(weights, low) and all(tensor.dtype == torch.float32 for tensor in low.values())  # master weights
+    assert low_metrics[-1]["loss"] == pytest.approx(metrics[-1]["loss"], abs=0.02)
+
+
+def test_a_context_shorter_than_the_data_is_refused(pairs, start, tmp_path):
+    with pytest.raises(UserError, match="--max-length 129 is more than this model's context of 128 tokens: lower it"):
+        run(pairs, start, tmp_path, max_length=129)
+
+
+def test_a_system_message_reaches_the_prompt(pairs, start, tmp_path, capsys):
+    run(pairs, start, tmp_path)
+    plain = capsys.readouterr().out
+    run(pairs, start, tmp_path, system="Be brief.")
+    n_tokens = [int(out.split(" steps, ")[1].split(" tokens")[0].replace(",", "")) for out in (plain, capsys.readouterr().out)]
+    assert n_tokens[1] > n_tokens[0] and len(list((tmp_path / "pairs").glob("dpo-*"))) == 2
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cpo", "sft"])
@@ -151,9 +163,9 @@ def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
         run(pairs, start, tmp_path)
 
 
-def command(*arguments):
-    """Exit code, standard output and standard error of `python train_po.py ...` in the repository."""
-    done = subprocess.run([sys.executable, "train_po.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+def command(*arguments, script="train_po.py"):
+    """Exit code, standard output and standard error of `python SCRIPT ...` in the repository."""
+    done = subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     return done.returncode, done.stdout, done.stderr
 
@@ -170,6 +182,8 @@ def command(*arguments):
     (["--loss", "dpo", "--model", "scratch"], "it goes with --loss sft"),
     (["--loss", "dpo", "--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
     (["--loss", "dpo", "--model", "no-such-folder"], "no-such-folder"),
+    (["--loss", "dpo", "--system", "Be brief."], "go with --data FILE"),
+    (["--loss", "dpo", "--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--loss", "dpo", "--device", "abacus"], "--device abacus cannot be used here"),
     (["--loss", "dpo", "--batch-size", "10", "--accumulate", "3"], "must be a multiple"),
 ])

@@ -1,0 +1,68 @@
+"""The Bradley-Terry reward model: its loss, the gradient derived by hand under it, and how a response gets its reward.
+
+A reward r(x, y) is a number without unit or origin: only differences between answers to one prompt mean anything, as
+P(chosen is preferred) = sigmoid(r_chosen - r_rejected).
+"""
+import torch
+import torch.nn.functional as F
+
+from .batch import CHOSEN, REJECTED, Batch, collate
+from .evaluate import mean_se
+
+
+def bradley_terry(chosen, rejected):
+    """The negative log-likelihood of the labels (documents 000 and 003; Ouyang et al. 2022, eq. 1).
+
+    loss = -log sigmoid(r_w - r_l)
+    chosen, rejected: rewards (B,). Returns (B,) nats per pair; log 2 where the two rewards are equal."""
+    return -F.logsigmoid(chosen - rejected)
+
+
+def d_bradley_terry(chosen, rejected):
+    """(d loss / d r_w, d loss / d r_l), (B,) each: with s = sigmoid(r_l - r_w), the probability given to the wrong
+    order, -s and +s. A pair that is ranked right with certainty no longer teaches."""
+    s = torch.sigmoid(rejected - chosen)
+    return -s, s
+
+
+def rewards(model, batch: Batch) -> torch.Tensor:
+    """The reward of every response, (R,) float32 at least: the scalar head at its last token, which is the end of turn
+    unless the response was cut."""
+    hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)  # (B*T, d)
+    found = model.score(hidden[batch.last])[:, 0]
+    return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+
+
+def pair_rewards(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rewards (chosen, rejected) of a batch of pairs, (B,) each."""
+    found = rewards(model, batch)
+    return found[batch.roles == CHOSEN], found[batch.roles == REJECTED]
+
+
+def reward_metrics(parts) -> dict:
+    """Means over one optimiser step, under train_po.py's names; `parts` is a list of (chosen, rejected), one per
+    micro-batch."""
+    chosen, rejected = (torch.cat(side).detach() for side in zip(*parts))
+    return {"rewards/chosen": chosen.mean().item(), "rewards/rejected": rejected.mean().item(),
+            "rewards/margins": (chosen - rejected).mean().item(),
+            "rewards/accuracies": (chosen > rejected).float().mean().item()}
+
+
+@torch.no_grad()
+def judge(model, pairs, progress=lambda parts: parts) -> dict:
+    """Document 000's three figures on a list of pairs (Examples), each [value, standard error or 0]:
+
+    accuracy     share of pairs whose chosen response has the higher reward; a tie is wrong
+    reward_mean  over all responses, chosen and rejected
+    reward_std   of the same
+    margin       mean of chosen minus rejected
+    """
+    model.eval()
+    device, chosen, rejected = next(model.parameters()).device, [], []
+    for start in progress(range(0, len(pairs), 64)):
+        w, l = pair_rewards(model, collate(pairs[start:start + 64]).to(device))
+        chosen, rejected = chosen + w.tolist(), rejected + l.tolist()
+    both = torch.tensor(chosen + rejected)
+    return {"accuracy": mean_se([float(w > l) for w, l in zip(chosen, rejected)]),
+            "reward_mean": [both.mean().item(), 0.0], "reward_std": [both.std().item(), 0.0],
+            "margin": mean_se([w - l for w, l in zip(chosen, rejected)])}

@@ -1,0 +1,81 @@
+"""What the loops of train_po.py and train_rm.py share besides their shape: learning rate, checkpoints, giving up."""
+import json
+import shutil
+import time
+
+from .checkpoint import has_model, load_model, load_state, save_model
+from .errors import UserError
+
+SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
+
+
+def learning_rate(config, step, steps) -> float:
+    """Linearly up over the first tenth of `steps`, then linearly down to 0."""
+    return config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+
+
+def check_finite(step, loss, grad_norm, config, folder) -> None:
+    """UserError where the loss or its gradient is NaN or infinite, before the optimiser takes it in."""
+    if not (abs(loss) < float("inf") and grad_norm < float("inf")):
+        raise UserError(f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower "
+                        f"--lr {config.lr}. Checkpoint and log up to here are kept in {folder}")
+
+
+def announce(config, policy, tokenizer, examples, splits, counts, device) -> None:
+    """Says what is about to be trained on what, and what was cut or dropped. UserError where the data do not fit: fewer
+    examples than one batch, or more tokens than the model's context."""
+    n_parameters = sum(p.numel() for p in policy.parameters())
+    print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}, "
+          f"{config.precision}")
+    notes = (splits.notes if splits else []) + [f"{n} {what}" for what, n in counts.items()]
+    if examples and splits:
+        notes.append(f"a prompt ends with {tokenizer.shown(examples[0].prompt[-tokenizer.header_length:])}, a response with "
+                     f"{tokenizer.shown([tokenizer.eos_id])}")
+    for note in notes:
+        print(f"  {note}")
+    if len(examples) < config.batch_size:
+        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
+                        f"{config.batch_size}: see the counts above, give more rows that it can use, or lower --batch-size")
+    if config.max_length > policy.config.max_position_embeddings:
+        raise UserError(f"--max-length {config.max_length} is more than this model's context of "
+                        f"{policy.config.max_position_embeddings} tokens: lower it, longer rows are then cut and counted")
+
+
+class Checkpoints:
+    """The log and the checkpoint of one run: folder/checkpoint while it trains, folder/model when it is done."""
+
+    def __init__(self, folder, policy, tokenizer, optimizer):
+        self.folder, self.policy, self.tokenizer, self.optimizer = folder, policy, tokenizer, optimizer
+        self.path, self.log = folder / "checkpoint", folder / "metrics.jsonl"
+        self.saved_at, self.took = time.time(), 0.0
+
+    def restore(self, is_resumed, steps) -> tuple[int, int]:
+        """(step to go on from, tokens seen). Without `is_resumed`, or with nothing to resume from: (0, 0)."""
+        rows = self.log.read_text().splitlines(True) if is_resumed and self.log.exists() else []
+        if rows and has_model(self.path):
+            source, step = self.path, load_state(self.path, self.optimizer)
+        elif len(rows) == steps and has_model(self.folder / "model"):  # killed between training and its report
+            source, step = self.folder / "model", steps
+        else:
+            source, step = None, 0
+            shutil.rmtree(self.path, ignore_errors=True)
+        if source:
+            self.policy.load_state_dict(load_model(source)[0].state_dict())
+            print(f"resuming at step {step} of {steps}")
+        self.log.write_text("".join(rows[:step]))
+        (self.folder / "report.json").unlink(missing_ok=True)  # from here on this run is no longer done
+        return step, json.loads(rows[step - 1])["tokens"] if step else 0
+
+    def after(self, step, row) -> None:
+        """Logs one step's `row`, and saves if it is time."""
+        with self.log.open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        began = time.time()
+        if began - self.saved_at > max(SAVE_EVERY, 20 * self.took):
+            save_model(self.policy, self.tokenizer, self.path, (self.optimizer, step + 1))
+            self.saved_at, self.took = time.time(), time.time() - began
+
+    def finish(self) -> None:
+        """Writes folder/model; the checkpoint has done its duty."""
+        save_model(self.policy.eval(), self.tokenizer, self.folder / "model")
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""Train a reward model on preferences: configuration -> data -> trunk and head -> loop -> report.
+
+    python train_rm.py                                  # on the embedded world, from its SFT model
+    python train_rm.py --model DIR --data my.jsonl      # on a pretrained model, a Hugging Face folder
+
+The reward model is the transformer with one number in place of the vocabulary, read at a response's last token and
+trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
+"""
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanopref import examples as ex
+from nanopref.batch import batches, collate
+from nanopref.checkpoint import load_model
+from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
+from nanopref.memory import estimate, in_words, peak
+from nanopref.report import report_rm
+from nanopref.reward import bradley_terry, judge, pair_rewards, reward_metrics
+from nanopref.training import Checkpoints, announce, check_finite, learning_rate
+from train_po import start_from
+
+
+def train(config: RunConfig) -> Path:
+    """One run, from nothing to its report; returns its folder. A finished run is found and reused."""
+    # 1. What it stands on, and where it goes.
+    start = start_from(config)
+    folder = config.folder(start)
+    if (folder / "report.json").exists() and config.fresh is None:
+        print(f"rm: done already, reusing {folder}")
+        return folder
+    device = pick_device(config.device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    torch.manual_seed(config.seed)  # decides the new head
+
+    # 2. Data, trunk and head.
+    splits = ex.load(config)
+    model, tokenizer = load_model(start, dtype=torch.float32, reward=True)
+    pairs, counts = ex.encode(tokenizer, splits.train, ("w", "l"), config.max_length)
+    tests = {name: ex.encode(tokenizer, rows, ("w", "l"), config.max_length)[0] for name, rows in splits.tests.items()}
+    announce(config, model, tokenizer, pairs, splits, counts, device)
+    model.to(device)
+    model.gradient_checkpointing = config.gradient_checkpointing
+
+    # 3. Loop, between two judgements.
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
+    with autocast:
+        untrained = {name: judge(model, test) for name, test in tests.items()}
+    loop(config, folder, model, tokenizer, pairs, device, autocast)
+    with autocast:
+        trained = {name: judge(model, test) for name, test in tests.items()}
+
+    # 4. Report.
+    report_rm(config, folder, {name: {"untrained": untrained[name], "trained": trained[name]} for name in tests}, splits)
+    return folder
+
+
+def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autocast) -> None:
+    """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
+    steps = len(pairs) // config.batch_size * config.epochs
+    micro = config.batch_size // config.accumulate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    print(in_words(estimate(model, pairs, micro, lambda batch: pair_rewards(model, batch)[0], autocast)))
+    checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
+    first, tokens = checkpoints.restore(config.resume, steps)
+
+    began = time.time()
+    with tqdm(total=steps, initial=first, desc="rm") as progress:
+        for step, chunk in enumerate(batches(pairs, config.batch_size, config.seed, config.epochs)):
+            if step < first:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps)
+            total, logged = 0.0, []
+            for i in range(0, len(chunk), micro):
+                part = collate(chunk[i:i + micro]).to(device)
+                with autocast:
+                    chosen, rejected = pair_rewards(model, part)
+                loss = bradley_terry(chosen, rejected).sum() / len(chunk)  # over the step's pairs: accumulation is exact
+                loss.backward()
+                total += loss.item()
+                logged.append((chosen, rejected))
+                tokens += (part.example >= 0).sum().item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            check_finite(step, total, grad_norm, config, folder)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            row = {"step": step, "loss": total, **reward_metrics(logged), "grad_norm": grad_norm,
+                   "lr": learning_rate(config, step, steps), "tokens": tokens}
+            progress.set_postfix(loss=f"{total:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
+            progress.update()
+            checkpoints.after(step, row)
+    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; "
+          f"measured peak of memory {peak(device) / 1e9:.2f} GB")
+    checkpoints.finish()
+
+
+if __name__ == "__main__":
+    exit_on_user_error(lambda: train(parse_rm()))
