@@ -21,7 +21,7 @@ from nanopref.checks import step_0_check
 from nanopref.config import ARCHITECTURE, SHIPPED_BASE, VOCABULARY, RunConfig, exit_on_user_error, parse, pick_device
 from nanopref.hub import model_folder
 from nanopref.losses import LOSSES, reduce
-from nanopref.memory import estimate, in_words, peak
+from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.metrics import step_metrics
 from nanopref.reference import cached_logps
 from nanopref.report import report
@@ -81,7 +81,8 @@ def train(config: RunConfig) -> Path:
 def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
     loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
+                                  fused=device.type == "cuda")  # there the plain one makes a copy of all weights
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
     print(in_words(estimate(policy, examples, config.batch_size // config.accumulate,
@@ -121,8 +122,7 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
             progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
             progress.update()
             checkpoints.after(step, row)
-    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; "
-          f"measured peak of memory {peak(device) / 1e9:.2f} GB")
+    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
     checkpoints.finish()
 
 

@@ -18,7 +18,7 @@ from nanopref import examples as ex
 from nanopref.batch import batches, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
-from nanopref.memory import estimate, in_words, peak
+from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.report import report_rm
 from nanopref.reward import bradley_terry, judge, pair_rewards, reward_metrics
 from nanopref.training import Checkpoints, announce, check_finite, learning_rate
@@ -64,7 +64,8 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
     """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
     steps = len(pairs) // config.batch_size * config.epochs
     micro = config.batch_size // config.accumulate
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
+                                  fused=device.type == "cuda")  # there the plain one makes a copy of all weights
     print(in_words(estimate(model, pairs, micro, lambda batch: pair_rewards(model, batch)[0], autocast)))
     checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config.resume, steps)
@@ -95,8 +96,7 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
             progress.set_postfix(loss=f"{total:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
             progress.update()
             checkpoints.after(step, row)
-    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; "
-          f"measured peak of memory {peak(device) / 1e9:.2f} GB")
+    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
     checkpoints.finish()
 
 

@@ -5,12 +5,17 @@ parameter, 8 GB for 0.5 B. bf16 is used for the matrix products only (autocast):
 an update of less than 1/512 of a weight would round to nothing, and at the learning rates of preference training nearly
 all of them are.
 """
-import resource
 import sys
 
 import torch
 
 from .batch import LOGITS, collate
+from .model import rope_tables
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 
 def saved_bytes(function) -> int:
@@ -36,34 +41,41 @@ def estimate(model, examples, micro_batch: int, forward, autocast) -> dict:
     are kept once.) So it holds for any precision and for gradient checkpointing, and errs on the high side.
     """
     by_length = sorted(examples, key=lambda e: -e.n_tokens)
-    longest, device = by_length[:micro_batch], next(model.parameters()).device
+    first, last, longest = by_length[0], by_length[-1], collate(by_length[:micro_batch])
+    device, n_tokens = next(model.parameters()).device, longest.example.numel()  # padding included
 
     def kept(example):
         with autocast:
             return saved_bytes(lambda: forward(collate([example]).to(device)))
 
-    def kept_by_longest_batch():
-        (n, most), (m, least) = ((e.n_tokens, kept(e)) for e in (by_length[0], by_length[-1]))
-        per_token = (most - least) / (n - m) if n > m else most / n
-        return int(most + per_token * (collate(longest).example.numel() - n))  # padding included
+    def kept_by_a_block():
+        x = torch.zeros(1, first.n_tokens, model.config.hidden_size, device=device, requires_grad=True)
+        cos, sin = rope_tables(torch.arange(first.n_tokens, device=device)[None], model.config, torch.float32)
+        with autocast:
+            return saved_bytes(lambda: model.model["layers"][0](x, cos, sin, None, None))
 
-    activations = kept_by_longest_batch()
+    most, least = kept(first), kept(last)
+    per_token = (most - least) / (first.n_tokens - last.n_tokens) if first.n_tokens > last.n_tokens else 0
+    activations = most + per_token * (n_tokens - first.n_tokens) if per_token else most * n_tokens / first.n_tokens
     if model.gradient_checkpointing:  # and one block at a time, while it is computed again
-        model.gradient_checkpointing = False
-        activations += (kept_by_longest_batch() - activations) // model.config.num_hidden_layers
-        model.gradient_checkpointing = True
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    responses = 0 if model.config.num_labels else sum(sum(map(len, e.responses)) for e in longest)
-    return {"weights": weights, "gradients": weights, "AdamW": 2 * weights, "activations": activations,
-            "logits": 3 * 4 * min(LOGITS, responses * model.config.vocab_size)}  # logits, their softmax, its gradient
+        activations += kept_by_a_block() * n_tokens / first.n_tokens
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
+    n_logits = 0 if model.config.num_labels else len(longest.target) * model.config.vocab_size
+    return {"weights": sum(sizes), "gradients": sum(sizes),
+            "AdamW": 2 * sum(sizes) + 2 * max(sizes),  # and two temporaries of the parameter at hand
+            "activations": int(activations),
+            "logits": 3 * 4 * min(LOGITS, n_logits)}  # logits, their softmax, its gradient
 
 
-def peak(device) -> int:
-    """The most bytes in use so far: what PyTorch allocated on a GPU, the whole process on a CPU."""
+def peak_in_words(device) -> str:
+    """The most memory in use so far: what PyTorch allocated on a GPU, the whole process on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        found = torch.cuda.max_memory_allocated(device)
+    elif resource is None:
+        return "peak of memory not measured on Windows"
+    else:  # ru_maxrss is in bytes on macOS, in KiB on Linux
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"measured peak of memory {found / 1e9:.2f} GB"
 
 
 def in_words(parts: dict) -> str:

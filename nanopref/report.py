@@ -2,6 +2,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from .checkpoint import load_model
 from .config import RunConfig
 from .evaluate import answers, measure
@@ -29,7 +31,9 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
         _finish(folder, result)
         return
     policy.eval()
-    start = load_model(start_folder)[0].to(next(policy.parameters()).device).eval() if config.stage == "po" else None
+    start = None
+    if config.stage == "po":  # as the policy was before its first step, in float32
+        start = load_model(start_folder, next(policy.parameters()).device, torch.float32)[0].eval()
     told, found = {}, {}
     for split, rows in splits.tests.items():
         asked = rows[:config.prompts]
@@ -46,7 +50,8 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     print("\n" + table(told, {"start": name, "policy": config.loss}, splits.best_accuracy))
     if start is not None:
         first = next(iter(found))
-        result["side_by_side"] = side_by_side(found[first]["start"], found[first]["policy"], name, config.loss)
+        result["side_by_side"] = side_by_side(found[first]["start"], found[first]["policy"], name, config.loss,
+                                              n=5 if splits.gold else 10)
         print("\n" + "\n".join(result["side_by_side"]))
         result["reading"] = read_run(metrics, told, config, splits.best_accuracy)
         print("\nWhat happened\n" + "\n".join(f"- {line}" for line in result["reading"]))

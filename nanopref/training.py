@@ -22,8 +22,10 @@ def check_finite(step, loss, grad_norm, config, folder) -> None:
 
 
 def announce(config, policy, tokenizer, examples, splits, counts, device) -> None:
-    """Says what is about to be trained on what, and what was cut or dropped. UserError where the data do not fit: fewer
-    examples than one batch, or more tokens than the model's context."""
+    """Says what is about to be trained on what, and what was cut or dropped. UserError where they do not fit: a reward
+    model as policy, fewer examples than one batch, or more tokens than the model's context."""
+    if policy.config.num_labels and config.stage != "rm":
+        raise UserError(f"--model {config.model}: a reward model, which cannot write; give a language model")
     n_parameters = sum(p.numel() for p in policy.parameters())
     print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}, "
           f"{config.precision}")

@@ -36,7 +36,7 @@ def test_the_estimate_covers_a_step_and_not_much_more(tiny_model):
         found.append((parts["activations"], kept + one_block))
     assert all(estimated == pytest.approx(kept, rel=0.1) for estimated, kept in found) and found[1][0] < found[0][0]
     n_bytes = sum(p.numel() * 4 for p in model.parameters())
-    assert (parts["weights"], parts["gradients"], parts["AdamW"]) == (n_bytes, n_bytes, 2 * n_bytes)
+    assert (parts["weights"], parts["gradients"]) == (n_bytes, n_bytes) and 2 * n_bytes < parts["AdamW"] < 4 * n_bytes
 
 
 def test_chunked_logits_are_the_whole_ones_and_are_not_kept(tiny_model, monkeypatch):

@@ -44,6 +44,16 @@ def test_command_runs(command, shared_runs):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_recipe_that_needs_a_gpu_has_valid_options():
+    from nanopref.config import parse, parse_rm
+    block, = re.findall(r"```text\n(python .*?)```", README, re.S)
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines()]
+    assert [command[1] for command in commands] == ["train_rm.py", "train_po.py"]
+    for command in commands:
+        config = (parse_rm if command[1] == "train_rm.py" else parse)(command[2:])
+        assert (config.batch_size, config.epochs, config.gradient_checkpointing) == (16, 1, True)
+
+
 def test_the_python_runs(shared_runs, tmp_path):
     """What serves a trained folder: it runs on the one that the commands above have left."""
     pytest.importorskip("transformers", reason="transformers is not installed; it is needed by no other code")

@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train_po
 import train_rm
 from nanopref import training
 from nanopref.batch import CHOSEN, REJECTED, Example, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig
+from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
 from nanopref.reward import bradley_terry, d_bradley_terry, judge, rewards
 from test_train import Killed, command, equal
@@ -78,6 +80,12 @@ def test_it_learns_what_can_be_learnt(pairs, start, tmp_path):
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and log[-1]["loss"] < 0.3
     model, _ = load_model(folder / "model")
     assert model.config.num_labels == 1 and "lm_head.weight" not in weights
+
+
+def test_a_reward_model_is_refused_as_policy(pairs, start, tmp_path):
+    folder, _ = run(pairs, start, tmp_path)
+    with pytest.raises(UserError, match="a reward model, which cannot write"):
+        train_po.train(RunConfig(loss="dpo", data=str(pairs), model=str(folder / "model"), max_length=64, out=str(tmp_path)))
 
 
 def test_same_seed_same_weights_and_accumulation(pairs, start, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import train_po
 from nanopref import batch as batch_module, training
+from nanopref.checkpoint import load_model, save_model
 from nanopref.config import RunConfig, parse
 from nanopref.errors import UserError
 from nanopref.losses import LOSSES
@@ -103,6 +104,16 @@ def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
     low, low_metrics = run(pairs, start, tmp_path / "low", precision="bf16")
     assert not equal(weights, low) and all(tensor.dtype == torch.float32 for tensor in low.values())  # master weights
     assert low_metrics[-1]["loss"] == pytest.approx(metrics[-1]["loss"], abs=0.02)
+
+
+def test_a_start_stored_in_bf16_is_trained_and_judged_in_float32(pairs, start, tmp_path):
+    """At a learning rate of 1e-12 the policy stays its start: a KL of 0, to float32 rounding of sums of some ten log-probs.
+    Judged in bfloat16 the start would differ by some 0.01 nats per token."""
+    model, tokenizer = load_model(start)
+    save_model(model.bfloat16(), tokenizer, tmp_path / "bf16")
+    run(pairs, tmp_path / "bf16", tmp_path, lr=1e-12)
+    report = json.loads(next((tmp_path / "pairs").glob("dpo-*/report.json")).read_text())
+    assert abs(report["measures"]["test"]["policy"]["kl"][0]) < 1e-4
 
 
 def test_a_context_shorter_than_the_data_is_refused(pairs, start, tmp_path):
