@@ -45,7 +45,7 @@ def train(config: RunConfig) -> Path:
     # 1. What it stands on, and where it goes.
     start = start_from(config)
     folder = config.folder(start)
-    if (folder / "report.json").exists() and config.fresh is None:
+    if config.is_done(folder):
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
     device = pick_device(config.device)
@@ -65,6 +65,8 @@ def train(config: RunConfig) -> Path:
     announce(config, policy, tokenizer, examples, splits, counts, device)
     policy.to(device).train()
     policy.gradient_checkpointing = config.gradient_checkpointing
+    print(in_words(estimate(policy, examples, config.batch_size // config.accumulate,
+                            lambda batch: sequence_logps(policy, batch), autocast)))
     if config.stage == "po":
         examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.precision, config.fresh)
 
@@ -85,10 +87,8 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
                                   fused=device.type == "cuda")  # there the plain one makes a copy of all weights
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
-    print(in_words(estimate(policy, examples, config.batch_size // config.accumulate,
-                            lambda batch: sequence_logps(policy, batch), autocast)))
     checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
-    first, tokens = checkpoints.restore(config.resume, steps)
+    first, tokens = checkpoints.restore(config, steps)
 
     began = time.time()
     with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage) as progress:

@@ -30,7 +30,7 @@ def train(config: RunConfig) -> Path:
     # 1. What it stands on, and where it goes.
     start = start_from(config)
     folder = config.folder(start)
-    if (folder / "report.json").exists() and config.fresh is None:
+    if config.is_done(folder):
         print(f"rm: done already, reusing {folder}")
         return folder
     device = pick_device(config.device)
@@ -41,22 +41,24 @@ def train(config: RunConfig) -> Path:
     splits = ex.load(config)
     model, tokenizer = load_model(start, dtype=torch.float32, reward=True)
     pairs, counts = ex.encode(tokenizer, splits.train, ("w", "l"), config.max_length)
-    tests = {name: ex.encode(tokenizer, rows, ("w", "l"), config.max_length)[0] for name, rows in splits.tests.items()}
+    tests = ex.held_out_pairs(tokenizer, splits, config.max_length)
     announce(config, model, tokenizer, pairs, splits, counts, device)
     model.to(device)
     model.gradient_checkpointing = config.gradient_checkpointing
+    print(in_words(estimate(model, pairs, config.batch_size // config.accumulate,
+                            lambda batch: pair_rewards(model, batch)[0], autocast)))
 
     # 3. Loop, between two judgements.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
     with autocast:
-        untrained = {name: judge(model, test) for name, test in tests.items()}
+        before = {name: judge(model, test) for name, test in tests.items()}
     loop(config, folder, model, tokenizer, pairs, device, autocast)
     with autocast:
-        trained = {name: judge(model, test) for name, test in tests.items()}
+        after = {name: judge(model, test) for name, test in tests.items()}
 
     # 4. Report.
-    report_rm(config, folder, {name: {"untrained": untrained[name], "trained": trained[name]} for name in tests}, splits)
+    report_rm(config, folder, {name: {"before": before[name], "after": after[name]} for name in tests}, splits)
     return folder
 
 
@@ -66,9 +68,8 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
     micro = config.batch_size // config.accumulate
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
                                   fused=device.type == "cuda")  # there the plain one makes a copy of all weights
-    print(in_words(estimate(model, pairs, micro, lambda batch: pair_rewards(model, batch)[0], autocast)))
     checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
-    first, tokens = checkpoints.restore(config.resume, steps)
+    first, tokens = checkpoints.restore(config, steps)
 
     began = time.time()
     with tqdm(total=steps, initial=first, desc="rm") as progress:

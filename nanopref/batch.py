@@ -59,7 +59,7 @@ class Batch:
 
     def to(self, device):
         """The same batch on `device`."""
-        moved = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in vars(self).items()}
+        moved = {k: v.to(device) if torch.is_tensor(v) else v for k, v in vars(self).items()}
         return Batch(**moved)
 
     def attn_mask(self):
@@ -129,31 +129,32 @@ class ChunkedLogps(torch.autograd.Function):
         return [slice(i, i + n) for i in range(0, len(hidden), n)]
 
     @staticmethod
-    def forward(ctx, hidden, weight, target):
-        """hidden (N, d), weight (V, d), target (N,) -> (N,) nats, float32 at least."""
-        logps, log_sums = [], []
+    def forward(ctx, hidden, head, target):
+        """hidden (N, d), head (V, d), target (N,) -> (N,) nats, float32 at least. Products are in hidden's precision."""
+        logps, log_sums, weight = [], [], head.to(hidden.dtype)
         for part in ChunkedLogps.chunks(hidden, weight):
-            logits = _at_least_float(hidden[part] @ weight.T)  # (n, V)
+            logits = at_least_float32(hidden[part] @ weight.T)  # (n, V)
             log_sums.append(logits.logsumexp(-1))
             logps.append(logits.gather(1, target[part, None])[:, 0] - log_sums[-1])
-        ctx.save_for_backward(hidden, weight, target, torch.cat(log_sums))
+        ctx.save_for_backward(hidden, head, target, torch.cat(log_sums))
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx, d_logps):
-        """d_logps (N,) -> gradients of hidden and weight, in their own precision."""
-        hidden, weight, target, log_sum = ctx.saved_tensors
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        """d_logps (N,) -> gradients of hidden and head, each summed in its own precision."""
+        hidden, head, target, log_sum = ctx.saved_tensors
+        d_hidden, d_head, weight = torch.empty_like(hidden), torch.zeros_like(head), head.to(hidden.dtype)
         for part in ChunkedLogps.chunks(hidden, weight):
-            d_logits = _at_least_float(hidden[part] @ weight.T).sub_(log_sum[part, None]).exp_()  # p
+            d_logits = at_least_float32(hidden[part] @ weight.T).sub_(log_sum[part, None]).exp_()  # p
             d_logits.mul_(-d_logps[part, None]).scatter_add_(1, target[part, None], d_logps[part, None])
             d_logits = d_logits.to(hidden.dtype)
             d_hidden[part] = d_logits @ weight
-            d_weight.addmm_(d_logits.T, hidden[part])
-        return d_hidden, d_weight, None
+            d_head += d_logits.T @ hidden[part]
+        return d_hidden, d_head, None
 
 
-def _at_least_float(logits):
+def at_least_float32(logits):
+    """bf16 and fp16 are too coarse to sum or subtract in."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -162,9 +163,9 @@ def token_logps(model, batch: Batch) -> torch.Tensor:
     only; where their logits would be many, a chunk at a time, so that memory does not grow with N x vocabulary."""
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)[batch.predictor]  # (N, d)
     if len(hidden) * model.config.vocab_size <= LOGITS:
-        return -F.cross_entropy(_at_least_float(model.logits(hidden)), batch.target, reduction="none")
+        return -F.cross_entropy(at_least_float32(model.logits(hidden)), batch.target, reduction="none")
     dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
-    return ChunkedLogps.apply(hidden.to(dtype), model.head().to(dtype), batch.target)
+    return ChunkedLogps.apply(hidden.to(dtype), model.head(), batch.target)
 
 
 def sequence_logps(model, batch: Batch) -> torch.Tensor:

@@ -197,6 +197,8 @@ def config_from_json_file(path):
     raw = _read_json(path)
     try:
         return config_from_json(raw)
+    except (TypeError, KeyError, AttributeError) as error:  # a number where a list belongs, and the like
+        raise UserError(f"{path}: a value of the wrong type ({error}), download it again") from None
     except UserError as error:
         raise UserError(f"{path}: {error}; use a Llama or Qwen2 model without such options") from None
 
@@ -232,7 +234,10 @@ def load_tokenizer(folder) -> ChatTokenizer:
     if own.exists():
         template = _read_text(own)
     elif isinstance(template, list):  # several under names
-        template = next((each["template"] for each in template if each.get("name") == "default"), None)
+        named = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
+        if "default" not in named:
+            raise UserError(f"{path.parent}: several chat templates ({', '.join(named)}), none named default: name one so")
+        template = named["default"]
     if not template:
         if None in (tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)):
             raise UserError(f"{path.parent}: no chat template (chat_template in tokenizer_config.json), and no "
@@ -243,6 +248,8 @@ def load_tokenizer(folder) -> ChatTokenizer:
         return ChatTokenizer(tokenizer, {**described, "chat_template": template})
     except UserError as error:
         raise UserError(f"{path.parent}: {error}") from None
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path.parent}: tokenizer_config.json holds a value of the wrong type: {error}") from None
 
 
 def _read_weights(folder, device, dtype):

@@ -46,7 +46,8 @@ Losses and their knobs (a knob belongs to its loss; the defaults live in nanopre
 
 """
 
-NOT_DECIDING = ("device", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data")
+NOT_DECIDING = ("device", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
+                "prompts", "strict")
 
 
 @dataclass
@@ -115,7 +116,8 @@ class RunConfig:
     def files(self) -> dict:
         """{"train": Path, maybe "test": Path} of --data and --test-data, downloaded if they name a hub repository."""
         files = data_files(self.data)
-        return {**files, "test": data_files(self.test_data)["train"]} if self.test_data else files
+        given = data_files(self.test_data) if self.test_data else {}
+        return {**files, "test": given.get("test", given["train"])} if given else files
 
     def before(self) -> "RunConfig":
         """The run whose model this one starts from, with that stage's own defaults."""
@@ -124,6 +126,12 @@ class RunConfig:
                                                        "precision", "gradient_checkpointing", "out", "resume")}
         return RunConfig(loss="sft", model="base" if self.model == "sft" else "scratch",
                          seed=self.seed if self.model == "sft" else 0, fresh=again, **same)
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether `folder` holds this run with its report, on as many test prompts as asked for."""
+        if self.fresh is not None or not (folder / "report.json").exists():
+            return False
+        return json.loads((folder / "config.json").read_text())["prompts"] >= self.prompts
 
     def folder(self, start: Path | None) -> Path:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
@@ -134,10 +142,11 @@ class RunConfig:
         found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         if start:
             found.update(digest(start).encode())
-        for path in () if self.data == "world" else self.files.values():
-            found.update(path.read_bytes())
         if self.data == "world":
             found.update(world.fingerprint(self.seed))
+        else:
+            for split, path in self.files.items():
+                found.update(f"{split} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
         name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
         return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{found.hexdigest()[:6]}"
 
@@ -236,6 +245,11 @@ def exit_on_user_error(main):
     try:
         main()
     except UserError as error:
+        sys.exit(_complain(f"error: {error}", 2))
+    except torch.OutOfMemoryError as error:
+        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): use --accumulate, --gradient-checkpointing "
+                           "or a smaller --max-length, then --resume", 2))
+    except OSError as error:  # a disk that is full, a folder that cannot be made
         sys.exit(_complain(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; run the same command with --resume to go on from the last checkpoint", 130))

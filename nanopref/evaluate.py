@@ -35,6 +35,13 @@ def mean_se(values) -> list[float]:
     return [mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else 0.0]
 
 
+def wilson(correct, n) -> tuple[float, float]:
+    """The 95 % interval (Wilson 1927) of a share of which `correct` of n were seen; never leaves 0 to 1."""
+    z, share = 1.96, correct / n
+    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
 def win_rate(scores, others) -> dict:
     """{"win": [mean, se] with ties as 1/2, "ties": share} of paired lists of scores."""
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, others)]
@@ -103,7 +110,9 @@ def _correct_pairs(policy, start, tokenizer, rows, config) -> list[float]:
     """1.0 per held-out pair whose chosen response has the higher implicit reward under this loss, else 0.0;
     an empty list where the rows hold no pairs."""
     entry = LOSSES[config.loss]
-    pairs, _ = encode(tokenizer, [row for row in rows if row.chosen and row.rejected], ("w", "l"), config.max_length)
+    pairs, counts = encode(tokenizer, [row for row in rows if row.chosen and row.rejected], ("w", "l"), config.max_length)
+    if counts and policy is not start:
+        print(f"  {len(pairs)} held-out pairs to rank; " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     if not pairs:
         return []
     batch = collate(pairs)

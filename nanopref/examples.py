@@ -108,6 +108,18 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
     return examples, +counts
 
 
+def held_out_pairs(tokenizer, splits: Splits, max_length: int) -> dict:
+    """{split: Examples of the pairs that a judge is tested on}; what was cut or dropped is added to splits.notes.
+    UserError for a split without pairs."""
+    found = {}
+    for name, rows in splits.tests.items():
+        found[name], counts = encode(tokenizer, rows, ("w", "l"), max_length)
+        splits.notes += [f"{name}: {n} {what}" for what, n in counts.items()]
+        if not found[name]:
+            raise UserError(f"{name}: none of {len(rows)} test rows is a pair: give pairs, as --test-data or --data")
+    return found
+
+
 def _with_mismatched(examples, max_length, seed):
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)

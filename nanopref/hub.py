@@ -17,6 +17,8 @@ def model_folder(name):
     """The local folder `name`, or where the weights, tokenizer and configuration of the Hub model org/name now lie."""
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists():
+        raise UserError(f"{name}: a file; give the model's folder")
     if not re.fullmatch(REPOSITORY, str(name)):
         raise UserError(f"{name}: no such folder; expected a local folder, or a Hugging Face model as org/name")
     from huggingface_hub import snapshot_download
@@ -32,6 +34,8 @@ def data_files(name):
     lists the files where this does not settle which to take.
     """
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"{name}: a directory; give one file in it")
     if path.exists():
         return {"train": path}
     named_file = re.fullmatch(f"{REPOSITORY}/(.+)", str(name))

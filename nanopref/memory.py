@@ -71,6 +71,8 @@ def peak_in_words(device) -> str:
     """The most memory in use so far: what PyTorch allocated on a GPU, the whole process on a CPU."""
     if device.type == "cuda":
         found = torch.cuda.max_memory_allocated(device)
+    elif device.type == "mps":
+        found = torch.mps.driver_allocated_memory()
     elif resource is None:
         return "peak of memory not measured on Windows"
     else:  # ru_maxrss is in bytes on macOS, in KiB on Linux

@@ -110,6 +110,18 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
+def attend(q, k, v, attn_mask, is_causal, is_expanded):
+    """Attention of q (B, H, T, hd) over k and v (B, Hkv, S, hd), each shared by H / Hkv query heads: (B, H, T, hd).
+
+    is_expanded copies k and v for every query head. The result is the same; on CUDA only then does PyTorch have a kernel
+    that takes a mask without holding all B x H x T x S weights, and on mps some releases crash otherwise. (On CUDA not
+    for single tokens: the whole cache would be copied for each.)
+    """
+    if is_expanded:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions: several query heads share one key-value head."""
 
@@ -130,9 +142,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, hd)
-        is_causal = attn_mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal,
-                                           enable_gqa=q.shape[1] != k.shape[1])
+        is_expanded = q.device.type == "mps" or q.is_cuda and T > 1
+        y = attend(q, k, v, attn_mask, is_causal=attn_mask is None and T > 1, is_expanded=is_expanded)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 

@@ -6,7 +6,7 @@ import torch
 
 from .checkpoint import load_model
 from .config import RunConfig
-from .evaluate import answers, measure
+from .evaluate import answers, measure, wilson
 
 # measure, label, number format, explanation
 ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{:.2f}"),
@@ -70,12 +70,14 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
 
 
 def report_rm(config: RunConfig, folder: Path, measures: dict, splits) -> None:
-    """Print and keep what `judge` found, {split: {"untrained": ..., "trained": ...}}: report.json, written last."""
-    print("\n" + table(measures, {"untrained": "untrained head", "trained": "trained"}, splits.best_accuracy))
+    """Print and keep what `judge` found, {split: {"before": ..., "after": ...}}: report.json, written last."""
+    note = "± is one standard error over the test pairs; a tie is wrong."
+    print("\n" + table(measures, {"before": "before training", "after": "after"}, splits.best_accuracy, note))
     for split, by in measures.items():
-        accuracy, error = by["trained"]["accuracy"]
-        print(f"On {split} {accuracy:.1%} of the pairs are ranked right; 95 % interval {accuracy - 1.96 * error:.1%} to "
-              f"{accuracy + 1.96 * error:.1%}; chance is 50 %.")
+        accuracy, n = by["after"]["accuracy"][0], by["after"]["n_pairs"][0]
+        low, high = wilson(round(accuracy * n), n)
+        print(f"On {split} {accuracy:.1%} of {n} pairs are ranked right; 95 % interval {low:.1%} to {high:.1%}; "
+              "chance is 50 %.")
     print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     _finish(folder, {"config": {"loss": "rm", "data": config.data, "seed": config.seed}, "measures": measures,
                      "best_accuracy": splits.best_accuracy})
@@ -87,7 +89,8 @@ def _finish(folder, result):
     partial.replace(folder / "report.json")
 
 
-def table(measures: dict, names: dict, best_accuracy: dict) -> str:
+def table(measures: dict, names: dict, best_accuracy: dict,
+          note="± is one standard error over the test prompts; a tie counts half a win.") -> str:
     """The measures as text: splits beside each other, start before policy, each mean with its standard error."""
     columns = [(split, who) for split in measures for who in measures[split]]
     lines = [" " * 20 + "".join(f"{split:>18}" for split, _ in columns),
@@ -103,7 +106,7 @@ def table(measures: dict, names: dict, best_accuracy: dict) -> str:
             else:
                 cells.append(form.format(value[0]) + (" ± " + form.format(value[1]) if value[1] else "       "))
         lines.append(f"{label:20}" + "".join(f"{cell:>18}" for cell in cells))
-    lines.append("± is one standard error over the test prompts; a tie counts half a win.")
+    lines.append(note)
     if best_accuracy:
         best = ", ".join(f"{split} {value:.2f}" for split, value in best_accuracy.items())
         lines.append(f"Best possible pair accuracy on these noisy labels: {best}.")

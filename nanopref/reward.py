@@ -6,7 +6,7 @@ P(chosen is preferred) = sigmoid(r_chosen - r_rejected).
 import torch
 import torch.nn.functional as F
 
-from .batch import CHOSEN, REJECTED, Batch, collate
+from .batch import CHOSEN, REJECTED, Batch, at_least_float32, collate
 from .evaluate import mean_se
 
 
@@ -29,8 +29,7 @@ def rewards(model, batch: Batch) -> torch.Tensor:
     """The reward of every response, (R,) float32 at least: the scalar head at its last token, which is the end of turn
     unless the response was cut."""
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)  # (B*T, d)
-    found = model.score(hidden[batch.last])[:, 0]
-    return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+    return at_least_float32(model.score(hidden[batch.last])[:, 0])
 
 
 def pair_rewards(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,9 +48,10 @@ def reward_metrics(parts) -> dict:
 
 
 @torch.no_grad()
-def judge(model, pairs, progress=lambda parts: parts) -> dict:
-    """Document 000's three figures on a list of pairs (Examples), each [value, standard error or 0]:
+def judge(model, pairs) -> dict:
+    """Document 000's three figures, and the margin, on a list of pairs (Examples), each [value, standard error or 0]:
 
+    n_pairs      how many there are
     accuracy     share of pairs whose chosen response has the higher reward; a tie is wrong
     reward_mean  over all responses, chosen and rejected
     reward_std   of the same
@@ -59,10 +59,10 @@ def judge(model, pairs, progress=lambda parts: parts) -> dict:
     """
     model.eval()
     device, chosen, rejected = next(model.parameters()).device, [], []
-    for start in progress(range(0, len(pairs), 64)):
+    for start in range(0, len(pairs), 64):
         w, l = pair_rewards(model, collate(pairs[start:start + 64]).to(device))
         chosen, rejected = chosen + w.tolist(), rejected + l.tolist()
     both = torch.tensor(chosen + rejected)
-    return {"accuracy": mean_se([float(w > l) for w, l in zip(chosen, rejected)]),
+    return {"n_pairs": [len(pairs), 0.0], "accuracy": mean_se([float(w > l) for w, l in zip(chosen, rejected)]),
             "reward_mean": [both.mean().item(), 0.0], "reward_std": [both.std().item(), 0.0],
             "margin": mean_se([w - l for w, l in zip(chosen, rejected)])}

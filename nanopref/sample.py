@@ -5,6 +5,8 @@ from tqdm import tqdm
 from nanopref.errors import UserError
 from nanopref.model import KVCache
 
+CACHED_TOKENS = 2 ** 16  # of one batch: 3 GB of keys and values in float32 for SmolLM2-135M, 1.6 GB for Qwen2.5-0.5B
+
 
 def choose(logits, temperature, top_p, generator):
     """One token per row of logits (B, V), from the smallest set of likeliest tokens that holds top_p of the mass.
@@ -39,9 +41,13 @@ def generate(model, prompts, *, eos_id, pad_id, max_new_tokens=256, temperature=
             raise UserError(f"prompt {i} has {len(prompt)} tokens, the model takes 1 to {context - 1}")
     generator = torch.Generator(device).manual_seed(seed)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours need little padding
-    responses = [[] for _ in prompts]
-    for start in tqdm(range(0, len(prompts), batch_size), "sampling", disable=not progress):
-        rows = by_length[start:start + batch_size]
+    responses, groups = [[] for _ in prompts], []
+    for i in by_length:
+        longest = len(prompts[i]) + max_new_tokens
+        if not groups or len(groups[-1]) == batch_size or (len(groups[-1]) + 1) * longest > CACHED_TOKENS:
+            groups.append([])
+        groups[-1].append(i)
+    for rows in tqdm(groups, "sampling", disable=not progress):
         lengths = torch.tensor([len(prompts[i]) for i in rows], device=device)  # (B,) of prompt and response so far
         T = len(prompts[rows[-1]])
         room = min(max_new_tokens, context - len(prompts[rows[0]]))

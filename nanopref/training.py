@@ -3,7 +3,7 @@ import json
 import shutil
 import time
 
-from .checkpoint import has_model, load_model, load_state, save_model
+from .checkpoint import has_model, load_model, load_state, save_model, sibling
 from .errors import UserError
 
 SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
@@ -18,7 +18,7 @@ def check_finite(step, loss, grad_norm, config, folder) -> None:
     """UserError where the loss or its gradient is NaN or infinite, before the optimiser takes it in."""
     if not (abs(loss) < float("inf") and grad_norm < float("inf")):
         raise UserError(f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower "
-                        f"--lr {config.lr}. Checkpoint and log up to here are kept in {folder}")
+                        f"--lr {config.lr}. The log up to here is kept in {folder}")
 
 
 def announce(config, policy, tokenizer, examples, splits, counts, device) -> None:
@@ -51,16 +51,21 @@ class Checkpoints:
         self.path, self.log = folder / "checkpoint", folder / "metrics.jsonl"
         self.saved_at, self.took = time.time(), 0.0
 
-    def restore(self, is_resumed, steps) -> tuple[int, int]:
-        """(step to go on from, tokens seen). Without `is_resumed`, or with nothing to resume from: (0, 0)."""
-        rows = self.log.read_text().splitlines(True) if is_resumed and self.log.exists() else []
-        if rows and has_model(self.path):
-            source, step = self.path, load_state(self.path, self.optimizer)
-        elif len(rows) == steps and has_model(self.folder / "model"):  # killed between training and its report
+    def restore(self, config, steps) -> tuple[int, int]:
+        """(step to go on from, tokens seen): `steps` if training is complete and only its report is missing, the
+        checkpoint's with --resume, else 0. UserError for a checkpoint without --resume: it is not thrown away unasked."""
+        rows = self.log.read_text().splitlines(True) if self.log.exists() else []
+        has_checkpoint, source, step = has_model(self.path), None, 0
+        if config.fresh is None and len(rows) == steps and has_model(self.folder / "model"):
             source, step = self.folder / "model", steps
+        elif config.fresh is None and has_checkpoint and not config.resume:
+            raise UserError(f"{self.folder} was interrupted: add --resume to go on from its last checkpoint, or delete the "
+                            "folder to start again")
+        elif has_checkpoint and config.resume:
+            source, step = self.path, load_state(self.path, self.optimizer)
         else:
-            source, step = None, 0
-            shutil.rmtree(self.path, ignore_errors=True)
+            for stale in (self.path, sibling(self.path, ".old"), self.folder / "model"):
+                shutil.rmtree(stale, ignore_errors=True)
         if source:
             self.policy.load_state_dict(load_model(source)[0].state_dict())
             print(f"resuming at step {step} of {steps}")
@@ -80,4 +85,5 @@ class Checkpoints:
     def finish(self) -> None:
         """Writes folder/model; the checkpoint has done its duty."""
         save_model(self.policy.eval(), self.tokenizer, self.folder / "model")
-        shutil.rmtree(self.path, ignore_errors=True)
+        for done in (self.path, sibling(self.path, ".old")):
+            shutil.rmtree(done, ignore_errors=True)

@@ -53,7 +53,10 @@ def test_local_paths_never_reach_the_hub(tmp_path, monkeypatch):
     (tmp_path / "org" / "name" / "d.jsonl").touch()
     assert hub.model_folder("org/name") == Path("org/name")
     assert hub.data_files("org/name/d.jsonl") == {"train": Path("org/name/d.jsonl")}
-    assert hub.data_files(tmp_path) == {"train": tmp_path}  # a folder: the reader says what is wrong with it
+    with pytest.raises(UserError, match="a directory; give one file in it"):
+        hub.data_files(tmp_path)
+    with pytest.raises(UserError, match="d.jsonl: a file; give the model's folder"):
+        hub.model_folder("org/name/d.jsonl")
     assert fake.calls == []
 
 

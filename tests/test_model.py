@@ -6,7 +6,7 @@ import torch
 
 from nanopref.errors import UserError
 from nanopref.memory import saved_bytes
-from nanopref.model import Config, KVCache, Transformer, rope_periods, rope_tables
+from nanopref.model import Config, KVCache, Transformer, attend, rope_periods, rope_tables
 
 EXACT = 1e-10  # float64 rounds at 1e-16; a few hundred terms of size 1 leave four orders to spare
 
@@ -217,3 +217,14 @@ def test_initial_scale():
 def test_impossible_sizes_are_refused_by_name(changes, name):
     with pytest.raises(UserError, match=name):
         tiny(**changes)
+
+
+def test_expanded_keys_and_values_change_nothing():
+    """With and without a mask, forward and backward, to float64 rounding."""
+    draw = lambda heads: torch.randn(2, heads, 5, 4, dtype=torch.float64, requires_grad=True)
+    q, k, v = draw(6), draw(2), draw(2)
+    for mask in (None, torch.rand(2, 1, 5, 5) + torch.eye(5) > 0.5):
+        plain, expanded = (attend(q, k, v, mask, mask is None, is_expanded) for is_expanded in (False, True))
+        assert (plain - expanded).abs().max() < EXACT
+        for a, b in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (plain, expanded))):
+            assert (a - b).abs().max() < 1e-11

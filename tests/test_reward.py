@@ -13,6 +13,7 @@ from nanopref.batch import CHOSEN, REJECTED, Example, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig
 from nanopref.errors import UserError
+from nanopref.evaluate import wilson
 from nanopref.model import Config, Transformer
 from nanopref.reward import bradley_terry, d_bradley_terry, judge, rewards
 from test_train import Killed, command, equal
@@ -34,6 +35,14 @@ def test_hand_gradient_is_autograds():
     loss = bradley_terry(w, l)
     for found, by_hand in zip(torch.autograd.grad(loss.sum(), (w, l)), d_bradley_terry(w, l)):
         assert torch.isfinite(loss).all() and (found - by_hand).abs().max() < 1e-15
+
+
+def test_wilson_by_hand():
+    """z = 1.96. 8 of 10: (0.8 + 0.19208 ± 1.96 sqrt(0.016 + 0.009604)) / 1.38416; all of 4 is not certainty."""
+    spread = 1.96 * math.sqrt(0.8 * 0.2 / 10 + 3.8416 / 400)
+    assert wilson(8, 10) == pytest.approx(((0.99208 - spread) / 1.38416, (0.99208 + spread) / 1.38416), abs=1e-12)
+    low, high = wilson(4, 4)
+    assert low == pytest.approx(4 / (4 + 3.8416)) and high == pytest.approx(1)
 
 
 def reward_model(seed=0):
@@ -75,11 +84,17 @@ def test_it_learns_what_can_be_learnt(pairs, start, tmp_path):
     """Chosen begins with "It", rejected with "I do": any reward model that is trained at all tells them apart."""
     folder, weights = run(pairs, start, tmp_path, epochs=3)
     told = json.loads((folder / "report.json").read_text())["measures"]["test"]
-    assert told["trained"]["accuracy"][0] == 1 and told["trained"]["margin"][0] > told["untrained"]["margin"][0] + 1
+    assert told["after"]["accuracy"][0] == 1 and told["after"]["margin"][0] > told["before"]["margin"][0] + 1
     log = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and log[-1]["loss"] < 0.3
     model, _ = load_model(folder / "model")
     assert model.config.num_labels == 1 and "lm_head.weight" not in weights
+
+
+def test_test_data_without_pairs_is_refused(pairs, start, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "2+2?", "completion": "4"}\n')
+    with pytest.raises(UserError, match="test: none of 1 test rows is a pair"):
+        run(pairs, start, tmp_path, test_data=str(tmp_path / "d.jsonl"))
 
 
 def test_a_reward_model_is_refused_as_policy(pairs, start, tmp_path):

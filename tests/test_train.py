@@ -1,6 +1,7 @@
 """train_po.py as its user meets it: same seed same weights, resume after a kill, exact accumulation, one-line errors."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeyp
     with pytest.raises(Killed):
         run(pairs, start, tmp_path / "killed", epochs=2)
     monkeypatch.setattr(train_po, "step_metrics", original)
+    with pytest.raises(UserError, match="was interrupted: add --resume"):  # a checkpoint is not thrown away unasked
+        run(pairs, start, tmp_path / "killed", epochs=2)
     resumed, resumed_metrics = run(pairs, start, tmp_path / "killed", epochs=2, resume=True)
     assert equal(whole, resumed)
     assert metrics == resumed_metrics
@@ -90,10 +93,36 @@ def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_p
     monkeypatch.undo()
     folder = next((tmp_path / "pairs").glob("dpo-*"))
     weights, log = (folder / "model" / "model.safetensors").read_bytes(), (folder / "metrics.jsonl").read_text()
-    run(pairs, start, tmp_path, resume=True)
+    run(pairs, start, tmp_path)
     assert "resuming at step 6 of 6" in capsys.readouterr().out and (folder / "report.json").exists()
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
     assert (folder / "metrics.jsonl").read_text() == log
+
+
+def test_fresh_leaves_nothing_of_the_run_before_to_resume_from(pairs, start, tmp_path, monkeypatch, capsys):
+    """Killed before its first checkpoint, a redone run must not take up the old run's model, or an old checkpoint that a
+    save killed between its renames has left."""
+    whole, _ = run(pairs, start, tmp_path)
+    folder = next((tmp_path / "pairs").glob("dpo-*"))
+    shutil.copytree(folder / "model", folder / "checkpoint.old")
+    monkeypatch.setattr(train_po, "step_metrics", lambda parts: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run(pairs, start, tmp_path, fresh="run")
+    monkeypatch.undo()
+    capsys.readouterr()
+    again, metrics = run(pairs, start, tmp_path, resume=True)
+    assert "resuming" not in capsys.readouterr().out and equal(whole, again) and len(metrics) == 6
+
+
+def test_more_prompts_are_answered_without_training_again(pairs, start, tmp_path, capsys):
+    run(pairs, start, tmp_path, prompts=2)
+    capsys.readouterr()
+    run(pairs, start, tmp_path, prompts=4)
+    assert "resuming at step 6 of 6" in capsys.readouterr().out
+    run(pairs, start, tmp_path, prompts=3)
+    assert "done already" in capsys.readouterr().out
+    answered = next((tmp_path / "pairs").glob("dpo-*/answers.jsonl")).read_text().splitlines()
+    assert len(answered) == 2 * 4
 
 
 def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
