@@ -79,7 +79,8 @@ def _accuracy(ax, metrics, found, best, config):
     if best:
         limit = next(iter(best.values()))
         ax.axhline(limit, color="black", lw=1, ls="--", label=f"best possible on these labels ({limit:.2f})")
-    ax.legend(frameon=False, fontsize=8)
+    if best or untied:
+        ax.legend(frameon=False, fontsize=8)
     ax.set_ylim(0, 1.02)
     ax.set_title("pairs with a positive margin" + ("\nabove the dashed line: fitting label noise" if best else ""),
                  fontsize=10)
