@@ -247,8 +247,8 @@ def exit_on_user_error(main):
     except UserError as error:
         sys.exit(_complain(f"error: {error}", 2))
     except torch.OutOfMemoryError as error:
-        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): use --accumulate, --gradient-checkpointing "
-                           "or a smaller --max-length, then --resume", 2))
+        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): go on with --gradient-checkpointing --resume, "
+                           "or start again with --accumulate or a smaller --max-length", 2))
     except OSError as error:  # a disk that is full, a folder that cannot be made
         sys.exit(_complain(f"error: {error}", 2))
     except KeyboardInterrupt:
