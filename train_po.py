@@ -95,8 +95,9 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
         for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
             if step < first:
                 continue
+            lr = learning_rate(config, step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, steps)
+                group["lr"] = lr
             micro = len(chunk) // config.accumulate
             parts = [collate(chunk[i:i + micro]) for i in range(0, len(chunk), micro)]
             n_terms, n_tokens = step_counts(parts, loss.pairs)
@@ -116,8 +117,8 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
             check_finite(step, total, grad_norm, config, folder)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm,
-                   "lr": learning_rate(config, step, steps), "tokens": tokens}
+            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm, "lr": lr,
+                   "tokens": tokens}
             shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
             progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
             progress.update()

@@ -76,8 +76,9 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
         for step, chunk in enumerate(batches(pairs, config.batch_size, config.seed, config.epochs)):
             if step < first:
                 continue
+            lr = learning_rate(config, step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, steps)
+                group["lr"] = lr
             total, logged = 0.0, []
             for i in range(0, len(chunk), micro):
                 part = collate(chunk[i:i + micro]).to(device)
@@ -92,8 +93,8 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
             check_finite(step, total, grad_norm, config, folder)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **reward_metrics(logged), "grad_norm": grad_norm,
-                   "lr": learning_rate(config, step, steps), "tokens": tokens}
+            row = {"step": step, "loss": total, **reward_metrics(logged), "grad_norm": grad_norm, "lr": lr,
+                   "tokens": tokens}
             progress.set_postfix(loss=f"{total:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
             progress.update()
             checkpoints.after(step, row)

@@ -121,16 +121,20 @@ def save_model(model, tokenizer, folder, training=None):
     drop_old(folder)
 
 
+def current(folder):
+    """`folder`, or `folder.old` if a save was killed between its renames."""
+    folder, old = Path(folder), sibling(folder, ".old")
+    return old if not (folder / "config.json").exists() and old.exists() else folder
+
+
 def has_model(folder):
-    """Whether `folder` holds a model, or would if its last save had not been killed between its renames."""
-    return any((path / "config.json").exists() for path in (Path(folder), sibling(folder, ".old")))
+    """Whether there is a model under `folder`, as `current` finds it."""
+    return (current(folder) / "config.json").exists()
 
 
 def find(folder, name):
-    """Path of a checkpoint's file, in `folder.old` if a save was killed between its renames; UserError if absent."""
-    folder, old = Path(folder), sibling(folder, ".old")
-    if not (folder / "config.json").exists() and old.exists():
-        folder = old
+    """Path of a model folder's file, as `current` finds the folder; UserError if absent."""
+    folder = current(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: check the path")
     if not (folder / name).is_file():

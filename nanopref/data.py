@@ -27,6 +27,11 @@ class Row:
     rejected: str | None
     line: int             # 1-based line of the file, item of the JSON list or row of the Parquet file
 
+    @property
+    def key(self):
+        """The prompt as one string: rows with the same key must stand on the same side of a split."""
+        return json.dumps(self.prompt)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -84,7 +89,7 @@ def split(rows, test_fraction, seed):
     """
     if not 0 <= test_fraction < 1:
         raise UserError(f"test_fraction is {test_fraction}: expected a number from 0 up to but not including 1")
-    keys = [json.dumps(row.prompt) for row in rows]
+    keys = [row.key for row in rows]
     n_rows_of = Counter(keys)
     wanted, test_keys, n_test = round(test_fraction * len(rows)), set(), 0
     for key in sorted(n_rows_of, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):

@@ -77,7 +77,8 @@ def measure(policy, start, tokenizer, rows, found, start_found, config, gold) ->
     if start is not None:
         sampled = [Example(_prompt_ids(policy, tokenizer, row), [answer["ids"]], [CHOSEN])
                    for row, answer in zip(rows, found)]
-        logps, start_logps = score(policy, sampled), score(start, sampled)
+        logps = score(policy, sampled)
+        start_logps = logps if policy is start else score(start, sampled)
         result["kl"] = mean_se([a - b for (a,), (b,) in zip(logps, start_logps)])
         entry = LOSSES[config.loss]
         if "l" in entry.inputs and (policy is not start or not entry.reference):  # against itself it has no margins
@@ -116,7 +117,9 @@ def _correct_pairs(policy, start, tokenizer, rows, config) -> list[float]:
     if not pairs:
         return []
     batch = collate(pairs)
-    logps, batch.ref_logps = (torch.tensor(sum(score(model, pairs), [])) for model in (policy, start))
+    logps = torch.tensor(sum(score(policy, pairs), []))
+    if entry.reference:
+        batch.ref_logps = torch.tensor(sum(score(start, pairs), []))
     w, l, _ = by_role(batch, logps)
     out = entry.fn(*((w, l, w)[:len(entry.inputs)]), **config.knobs)  # a KL estimate moves both rewards alike
     return (out.chosen_rewards > out.rejected_rewards).float().tolist()

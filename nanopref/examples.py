@@ -1,5 +1,4 @@
 """From preference data to token ids: which rows are trained on, which are tested on, and what was cut or dropped."""
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -38,8 +37,8 @@ def load(config) -> Splits:
     data = {name: read(path, config.strict, config.axis) for name, path in config.files.items()}
     rows = {name: _with_system(found.rows, config.system) for name, found in data.items()}
     if "test" in rows:  # a prompt that stands on both sides is for testing only
-        tested = {_key(row) for row in rows["test"]}
-        train, test = [row for row in rows["train"] if _key(row) not in tested], rows["test"]
+        tested = {row.key for row in rows["test"]}
+        train, test = [row for row in rows["train"] if row.key not in tested], rows["test"]
     else:
         train, test = split(rows["train"], TEST_FRACTION, seed=0)
     if not train or not test:
@@ -49,10 +48,6 @@ def load(config) -> Splits:
     notes += [f"{shared} training rows left out: their prompts are in the test data"] if shared else []
     sft = [row for row in train if row.chosen is not None]
     return Splits(sft[:config.rows], train[:config.rows], {"test": test}, False, notes, {})
-
-
-def _key(row):
-    return json.dumps(row.prompt)
 
 
 def _with_system(rows, text):

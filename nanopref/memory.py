@@ -38,7 +38,8 @@ def estimate(model, examples, micro_batch: int, forward, autocast) -> dict:
 
     What is kept for backward is measured on the longest and the shortest example, and drawn on as a straight line in
     the number of tokens to the longest micro-batch possible. (The line does not start at 0: bf16 copies of the weights
-    are kept once.) So it holds for any precision and for gradient checkpointing, and errs on the high side.
+    are kept once.) So it holds for any precision and for gradient checkpointing. What an allocator keeps of freed blocks
+    comes on top.
     """
     by_length = sorted(examples, key=lambda e: -e.n_tokens)
     first, last, longest = by_length[0], by_length[-1], collate(by_length[:micro_batch])

@@ -64,8 +64,8 @@ class Checkpoints:
         elif has_checkpoint and config.resume:
             source, step = self.path, load_state(self.path, self.optimizer)
         else:
-            for stale in (self.path, sibling(self.path, ".old"), self.folder / "model"):
-                shutil.rmtree(stale, ignore_errors=True)
+            self.drop()
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
         if source:
             self.policy.load_state_dict(load_model(source)[0].state_dict())
             print(f"resuming at step {step} of {steps}")
@@ -85,5 +85,9 @@ class Checkpoints:
     def finish(self) -> None:
         """Writes folder/model; the checkpoint has done its duty."""
         save_model(self.policy.eval(), self.tokenizer, self.folder / "model")
-        for done in (self.path, sibling(self.path, ".old")):
-            shutil.rmtree(done, ignore_errors=True)
+        self.drop()
+
+    def drop(self) -> None:
+        """Deletes the checkpoint, and what a save killed between its renames has left of the one before."""
+        for path in (self.path, sibling(self.path, ".old")):
+            shutil.rmtree(path, ignore_errors=True)
