@@ -25,6 +25,36 @@ def d_bradley_terry(chosen, rejected):
     return -s, s
 
 
+def ranking(ranked):
+    """InstructGPT's loss of a ranking of K responses (Ouyang et al. 2022, eq. 1; document 003): Bradley-Terry over all
+    K (K - 1) / 2 pairs of one prompt, averaged, so that a prompt counts once however many responses it has.
+
+    ranked: rewards (B, K), the best response first; no ties. Returns (B,) nats; K = 2 is bradley_terry."""
+    better, worse = torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
+    return bradley_terry(ranked[:, better], ranked[:, worse]).mean(1)
+
+
+def d_ranking(ranked):
+    """d loss / d reward, (B, K): every pair pushes its better response up and its worse one down."""
+    better, worse = torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
+    d_better, d_worse = d_bradley_terry(ranked[:, better], ranked[:, worse])
+    grad = torch.zeros_like(ranked).index_add(1, better, d_better).index_add(1, worse, d_worse)
+    return grad / len(better)
+
+
+def length_normalised(reward, length, alpha):
+    """r / (alpha + len) (document 000, question 3): reward (B,), length (B,) tokens, alpha in tokens.
+
+    Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays.
+    A reward has no origin, so which answers are below 0 is an accident: centre rewards first, or use the penalty."""
+    return reward / (alpha + length)
+
+
+def length_penalised(reward, length, lam, target):
+    """r - lam |len - target| (document 000, question 3): lam in reward per token, target in tokens."""
+    return reward - lam * (length - target).abs()
+
+
 def rewards(model, batch: Batch) -> torch.Tensor:
     """The reward of every response, (R,) float32 at least: the scalar head at its last token, which is the end of turn
     unless the response was cut."""
