@@ -5,7 +5,8 @@ MAX_LENGTH tokens. That makes 31 responses, and any policy's probabilities of th
 an equation either holds to the last digits or it does not.
 
 A table is an (X, Y) tensor: one row per prompt, one column per response. Policies are tables of log-probs in nats, got
-from free logits (`tabular`) or from a small transformer (`logps`). The losses are those of nanopref/losses.py.
+from free logits (`tabular`) or from a small transformer (`logps`); the latter cannot become every table, since prompt a
+continued by b is prompt ab. The losses are those of nanopref/losses.py.
 """
 from itertools import product
 from typing import NamedTuple
@@ -21,8 +22,8 @@ from .reward import bradley_terry
 A, B, END = TOKENS = 0, 1, 2
 MAX_LENGTH = 4
 PROMPTS = [A], [B], [A, B]
-RESPONSES = [list(start) + end for n in range(MAX_LENGTH + 1) for start in product((A, B), repeat=n)
-             for end in ([END],) if n < MAX_LENGTH] + [list(cut) for cut in product((A, B), repeat=MAX_LENGTH)]
+RESPONSES = ([[*start, END] for n in range(MAX_LENGTH) for start in product((A, B), repeat=n)]
+             + [list(cut) for cut in product((A, B), repeat=MAX_LENGTH)])
 NAMES = ["".join("ab."[token] for token in response) for response in RESPONSES]
 LENGTHS = torch.tensor([len(response) for response in RESPONSES])  # (Y,) tokens, the end included
 
@@ -34,7 +35,7 @@ class World(NamedTuple):
 
 
 def transformer(seed: int) -> Transformer:
-    """A random float64 transformer of 1,900 parameters over the three tokens: far from uniform, so that no term of an
+    """A random float64 transformer of 2,724 parameters over the three tokens: far from uniform, so that no term of an
     equation is small by accident."""
     model = Transformer(Config(vocab_size=len(TOKENS), hidden_size=12, intermediate_size=24, num_hidden_layers=2,
                                num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8)).double()

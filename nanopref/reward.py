@@ -45,8 +45,8 @@ def d_ranking(ranked):
 def length_normalised(reward, length, alpha):
     """r / (alpha + len) (document 000, question 3): reward (B,), length (B,) tokens, alpha in tokens.
 
-    Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays.
-    A reward has no origin, so which answers are below 0 is an accident: centre rewards first, or use the penalty."""
+    Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays, and
+    which answers those are is an accident, as a reward has no origin. The penalty below does not depend on one."""
     return reward / (alpha + length)
 
 

@@ -1,8 +1,12 @@
-"""Break it on purpose: one-line bugs in nanopref/losses.py, most of them found in published code.
+"""Break it on purpose: one-line bugs in nanopref/losses.py, most of them found in published code, and misprints in the
+equations of the documents wherever the package has them.
 
-`python tests/mutants.py` prints the list. As an exercise: read the loss, old and new, predict what a training run would
-show, then compare with the symptom. test_mutants.py applies each and demands that the checks of test_losses.py notice.
+`python tests/mutants.py` prints the bugs. As an exercise: read the loss, old and new, predict what a training run would
+show, then compare with the symptom. test_mutants.py applies each bug and each misprint and demands that the checks of
+test_losses.py, or the equation's own test in test_equations.py, notice.
 """
+import importlib
+import inspect
 import re
 import types
 from pathlib import Path
@@ -101,6 +105,75 @@ MUTANTS = [
     Mutant("reward without beta", "kto", "r_w.detach(), r_l.detach()", "w.log_ratio.detach(), l.log_ratio.detach()",
            "Training is right; logged rewards are 1 / beta times too large, next to a kl that is not."),
 ]
+
+
+class Misprint(NamedTuple):
+    equation: int
+    function: str  # relative to nanopref
+    old: str       # must occur exactly once in its code
+    new: str
+
+
+MISPRINTS = [Misprint(*line) for line in (
+    (1, "losses.reduce", "out.nll.sum() / n_tokens", "out.nll.sum() / len(out.loss)"),
+    (2, "model.attend", "attn_mask, is_causal=is_causal", "None, is_causal=True"),
+    (3, "losses.sft", "nll=-w.logp", "nll=-w.logp / w.length"),
+    (4, "exact.policy_gradient", '"xy,xyp->xp", behaviour.exp()', '"xy,xyp->xp", 1 + 0 * behaviour'),
+    (5, "exact.policy_gradient", "(logp - behaviour)", "(behaviour - logp)"),
+    (6, "exact.preference", "reward[:, :, None] - reward[:, None, :]", "reward[:, None, :] - reward[:, :, None]"),
+    (7, "reward.bradley_terry", "chosen - rejected", "rejected - chosen"),
+    (7, "reward.d_bradley_terry", "return -s, s", "return -s, -s"),
+    (8, "reward.ranking", ".mean(1)", ".sum(1)"),
+    (8, "reward.d_ranking", "grad / len(better)", "grad"),
+    (9, "ppo.sequence_reward", "reward - beta", "reward + beta"),
+    (9, "exact.objective", "beta * kl", "kl"),
+    (10, "ppo.gae", "gamma * lam * following", "lam * following"),
+    (10, "ppo.clipped_surrogate", "torch.minimum", "torch.maximum"),
+    (10, "ppo.d_clipped_surrogate", "ratio < 1 - epsilon", "ratio > 1 + epsilon"),
+    (11, "ppo.ppo_ptx", "pretrain_logp.mean()", "pretrain_logp.sum()"),
+    (12, "exact.kl", "expect(p, p - q)", "expect(q, p - q)"),
+    (12, "ppo.kl_estimates", "torch.expm1(-log_ratio) + log_ratio", "torch.expm1(log_ratio) - log_ratio"),
+    (13, "exact.objective", "world.reward)", "-world.reward)"),
+    (13, "exact.optimum", "world.reward / beta", "world.reward * beta"),
+    (14, "exact.optimum", "- log_z(world, beta)[:, None]", ""),
+    (15, "losses.dpo", "z = r_w - r_l", "z = r_w + r_l"),
+    (15, "losses.d_dpo", "-beta * dz", "beta * dz"),
+    (16, "exact.log_z", "world.reward / beta", "world.reward"),
+    (17, "losses.dpo", "beta * w.log_ratio, beta * l.log_ratio", "beta * w.logp, beta * l.logp"),
+    (18, "losses.d_dpo", "w.log_ratio - l.log_ratio", "w.logp - l.logp"),
+    (19, "metrics.step_metrics", '"rewards/chosen"] - found', '"rewards/chosen"] + found'),
+    (20, "losses.ln_dpo", "l.log_ratio / l.length", "l.log_ratio"),
+    (21, "losses.kto", "torch.sigmoid(z0 - r_l)", "torch.sigmoid(r_l - z0)"),
+    (21, "losses.d_kto", "-desirable_weight * beta", "desirable_weight * beta"),
+    (22, "losses.cpo", "beta * w.logp, beta * l.logp", "beta * w.logp / w.length, beta * l.logp / l.length"),
+    (23, "losses.simpo", "- gamma", "+ gamma"),
+    (24, "losses.d_ln_dpo", "-beta * dz / l.length", "-beta * dz / w.length"),
+    (25, "losses.ln_dpo", "beta * w.log_ratio / w.length", "w.log_ratio / w.length"),
+    (26, "losses.mean_logp", "s.logp / s.length", "s.logp"),
+    (27, "losses.d_orpo", "-torch.expm1(x)", "torch.exp(x)"),
+    (28, "losses.log_odds", "x - torch.log", "x + torch.log"),
+    (29, "losses.orpo", "lam * F.logsigmoid", "F.logsigmoid"),
+    (30, "reward.length_normalised", "alpha + length", "alpha * length"),
+    (30, "reward.length_penalised", ".abs()", ""),
+    (31, "batch.sequence_logps", "index_add(0, batch.response, logps)", "index_add(0, batch.response, logps) / batch.lengths"),
+    (32, "metrics.step_metrics", "(w > l)", "(w >= l)"),
+    (33, "evaluate.win_rate", "0.5 if a == b", "0.0 if a == b"),
+    (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),
+)]
+
+
+def misprint(mutant: Misprint):
+    """(module, the function with the misprint in it); ValueError unless `old` occurs exactly once in its code."""
+    name, function = mutant.function.split(".")
+    module = importlib.import_module(f"nanopref.{name}")
+    text = inspect.getsource(getattr(module, function))
+    docstring = inspect.getdoc(getattr(module, function))
+    start = text.rindex('"""') + 3 if docstring else 0  # a formula in the docstring is no match
+    if text[start:].count(mutant.old) != 1:
+        raise ValueError(f"{mutant.function}: {mutant.old!r} occurs {text[start:].count(mutant.old)} times, not once")
+    namespace = dict(vars(module))
+    exec(text[:start] + text[start:].replace(mutant.old, mutant.new), namespace)
+    return module, namespace[function]
 
 
 def apply(mutant: Mutant) -> types.ModuleType:

@@ -1,8 +1,11 @@
 """The checks of test_losses.py must notice every planted bug, and notice it as a failed check, not as a crash."""
+import inspect
+
 import pytest
 
-from mutants import MUTANTS, apply
+from mutants import MISPRINTS, MUTANTS, apply, misprint
 from nanopref.losses import LOSSES
+from test_equations import EQUATIONS
 from test_losses import CHECKS, check_bandit, check_gradient, check_rewards
 
 
@@ -29,3 +32,21 @@ def test_gradient_and_rewards_catch_the_seven_classics_and_learning_only_one():
     modules = [apply(m) for m in MUTANTS[:7]]
     assert all(notices(check_gradient, m, "dpo") or notices(check_rewards, m, "dpo") for m in modules)
     assert [notices(check_bandit, m, "dpo") for m in modules] == [True] + [False] * 6
+
+
+@pytest.mark.parametrize("mutant", MISPRINTS, ids=lambda m: f"E{m.equation}: {m.function}")
+def test_misprint_is_noticed(mutant, monkeypatch, request):
+    """By the test of the equation itself, as a failed comparison."""
+    module, broken = misprint(mutant)
+    monkeypatch.setattr(module, broken.__name__, broken)
+    for name, entry in LOSSES.items():  # the registry holds the losses and their gradients, too
+        for field in ("fn", "grad"):
+            if getattr(entry, field).__name__ == broken.__name__:
+                monkeypatch.setitem(LOSSES, name, entry._replace(**{field: broken}))
+    test = EQUATIONS[mutant.equation].test
+    with pytest.raises(AssertionError):
+        test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
+
+
+def test_every_equation_is_misprinted():
+    assert {m.equation for m in MISPRINTS} == set(EQUATIONS)

@@ -44,3 +44,14 @@ def test_is_committed_as_executed_in_one_go(path):
     shown += [v for output in outputs for kind, v in output.get("data", {}).items() if kind.startswith("text/")]
     assert not [text for text in shown if MACHINE_PATH.search(text)]
     assert path.stat().st_size < 600_000  # it stays viewable in a browser
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "errata"], ids=lambda path: path.name)
+def test_ends_with_exercises_that_are_still_open(path):
+    cells = nbformat.read(path, as_version=4).cells
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Exercises"))
+    checks = [cell for cell in cells[start:] if cell.cell_type == "code" and "check(" in cell.source]
+    assert len(checks) >= 3
+    for cell in checks:
+        shown = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+        assert shown and all(line.endswith("not answered yet") for line in shown), cell.source
