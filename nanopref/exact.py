@@ -30,7 +30,7 @@ LENGTHS = torch.tensor([len(response) for response in RESPONSES])  # (Y,) tokens
 
 class World(NamedTuple):
     """Who judges and where the policy starts."""
-    reward: Tensor    # (X, Y) the true reward r(x, y), in nats of preference: P(y beats y') = sigmoid(r(y) - r(y'))
+    reward: Tensor    # (X, Y) the true reward: P(y beats y') = sigmoid(r(y) - r(y'))
     ref_logp: Tensor  # (X, Y) nats, the reference policy
 
 
@@ -59,7 +59,8 @@ def tabular(logits: Tensor) -> Tensor:
 
 def world(seed: int = 0) -> World:
     """Rewards drawn from N(0, 1), the reference a random transformer."""
-    reward = torch.randn(len(PROMPTS), len(RESPONSES), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    reward = torch.randn(len(PROMPTS), len(RESPONSES), generator=generator, dtype=torch.float64)
     return World(reward, logps(transformer(seed)).detach())
 
 
@@ -86,7 +87,7 @@ def objective(logp: Tensor, world: World, beta: float) -> Tensor:
 
 
 def log_z(world: World, beta: float) -> Tensor:
-    """log Z(x) = log sum_y pi_ref(y|x) exp(r(x, y) / beta), (X,) nats."""
+    """log Z(x) = log sum_y pi_ref(y|x) exp(r(x, y) / beta), (X,) nats; beta > 0."""
     return (world.ref_logp + world.reward / beta).logsumexp(-1)
 
 
@@ -133,7 +134,8 @@ def reward_loss(reward: Tensor, weight: Tensor) -> Tensor:
 
 
 def minimise(value, start: Tensor, steps: int = 1000) -> Tensor:
-    """The table at which value(table) is smallest: `steps` of L-BFGS, a gradient descent that learns the curvature."""
+    """The table at which value(table) is smallest, by L-BFGS, a gradient descent that learns the curvature; it stops
+    after `steps`, whether it has arrived or not."""
     table = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS([table], max_iter=steps, history_size=50, tolerance_grad=1e-12, tolerance_change=0,
                                   line_search_fn="strong_wolfe")
@@ -148,15 +150,23 @@ def minimise(value, start: Tensor, steps: int = 1000) -> Tensor:
     return table.detach()
 
 
+def learnt(loss, world: World, weight: Tensor, steps: int = 1000) -> Tensor:
+    """The tabular policy at which a loss(w, l) of these labels is smallest, (X, Y) nats, searched from the reference."""
+    value = lambda table: preference_loss(loss, tabular(table), world.ref_logp, weight)
+    return tabular(minimise(value, world.ref_logp, steps))
+
+
 # ---- the policy gradient (document 001; E[grad log pi * A] and how noisy one sample of it is) ----------------------
 
 def score_functions(logp: Tensor, parameters) -> Tensor:
-    """grad log pi(y|x) of every response, (X, Y, P), by one backward pass each."""
+    """grad log pi(y|x) of every response, (X, Y, P), by one backward pass each; P numbers in all `parameters`."""
+    parameters = list(parameters)
     rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in logp.flatten()]
     return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).view(*logp.shape, -1)
 
 
-def policy_gradient(logp: Tensor, scores: Tensor, advantage: Tensor, behaviour: Tensor | None = None):
+def policy_gradient(logp: Tensor, scores: Tensor, advantage: Tensor, behaviour: Tensor | None = None
+                    ) -> tuple[Tensor, float]:
     """The estimator (pi / behaviour) * grad log pi * advantage of one response drawn from `behaviour` (default: the
     policy itself, ratio 1): its exact mean (P,) and total variance (a number, summed over parameters).
 
@@ -164,5 +174,5 @@ def policy_gradient(logp: Tensor, scores: Tensor, advantage: Tensor, behaviour: 
     behaviour = logp if behaviour is None else behaviour
     estimate = ((logp - behaviour).exp() * advantage)[..., None] * scores  # (X, Y, P)
     mean = torch.einsum("xy,xyp->xp", behaviour.exp(), estimate)
-    second = torch.einsum("xy,xyp->x", behaviour.exp(), estimate ** 2)
-    return mean.mean(0), (second - (mean ** 2).sum(-1)).mean().item()
+    mean_square = torch.einsum("xy,xyp->x", behaviour.exp(), estimate ** 2)
+    return mean.mean(0), (mean_square - (mean ** 2).sum(-1)).mean().item()

@@ -1,4 +1,4 @@
-"""What PPO adds to the policy gradient, as plain functions: advantages, the clipped surrogate, KL estimates from samples.
+"""What PPO adds to the policy gradient, as plain functions: advantages, the clipped surrogate, KL estimates.
 
 Time t counts the tokens of a response; the state is the prompt and the tokens so far, the action is the next token.
 Source: document 003, section RLHF, and the papers named at each function. Gradients by hand stand under their function.
@@ -19,14 +19,17 @@ def gae(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) 
     """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438, eq. 16) of one response, (T,).
 
     A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},   delta_t = r_t + gamma V_{t+1} - V_t,   V_T = 0: the response is over
-    rewards, values: (T,), for each token the reward it brought and the value of the state before it. gamma discounts
-    per token; lam in [0, 1] trades the bias of V (lam = 0: A_t = delta_t) for the noise of the return (lam = 1:
-    A_t = return_t - V_t)."""
-    advantages, following, next_value = torch.zeros_like(rewards), 0.0, 0.0
+    rewards, values: (T,), for each token the reward it brought and the value of the state before it; ValueError for
+    other shapes. gamma discounts per token; lam in [0, 1] trades the bias of V (lam = 0: A_t = delta_t) for the noise
+    of the return (lam = 1: A_t = return_t - V_t)."""
+    if rewards.ndim != 1 or rewards.shape != values.shape:
+        raise ValueError(f"expected rewards and values of one shape (T,), got {tuple(rewards.shape)}, "
+                         f"{tuple(values.shape)}")
+    advantages, next_advantage, next_value = torch.zeros_like(values), 0.0, 0.0
     for t in reversed(range(len(rewards))):
         delta = rewards[t] + gamma * next_value - values[t]
-        following = delta + gamma * lam * following
-        advantages[t], next_value = following, values[t]
+        advantages[t] = next_advantage = delta + gamma * lam * next_advantage
+        next_value = values[t]
     return advantages
 
 

@@ -11,7 +11,7 @@ from .evaluate import mean_se
 
 
 def bradley_terry(chosen, rejected):
-    """The negative log-likelihood of the labels (documents 000 and 003; Ouyang et al. 2022, eq. 1).
+    """The negative log-likelihood of the labels (documents 001 and 003; Ouyang et al. 2022, eq. 1).
 
     loss = -log sigmoid(r_w - r_l)
     chosen, rejected: rewards (B,). Returns (B,) nats per pair; log 2 where the two rewards are equal."""
@@ -25,33 +25,44 @@ def d_bradley_terry(chosen, rejected):
     return -s, s
 
 
+def ranked_pairs(ranked):
+    """Columns (better, worse) of every pair of a ranking (B, K), K (K - 1) / 2 of each."""
+    if ranked.ndim != 2 or ranked.shape[1] < 2:
+        raise ValueError(f"expected rewards (B, K) of at least two responses, got shape {tuple(ranked.shape)}")
+    return torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
+
+
 def ranking(ranked):
     """InstructGPT's loss of a ranking of K responses (Ouyang et al. 2022, eq. 1; document 003): Bradley-Terry over all
     K (K - 1) / 2 pairs of one prompt, averaged, so that a prompt counts once however many responses it has.
 
-    ranked: rewards (B, K), the best response first; no ties. Returns (B,) nats; K = 2 is bradley_terry."""
-    better, worse = torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
+    ranked: rewards (B, K), K >= 2, the best response first, no ties; ValueError for another shape. Returns (B,) nats;
+    K = 2 is bradley_terry."""
+    better, worse = ranked_pairs(ranked)
     return bradley_terry(ranked[:, better], ranked[:, worse]).mean(1)
 
 
 def d_ranking(ranked):
     """d loss / d reward, (B, K): every pair pushes its better response up and its worse one down."""
-    better, worse = torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
+    better, worse = ranked_pairs(ranked)
     d_better, d_worse = d_bradley_terry(ranked[:, better], ranked[:, worse])
     grad = torch.zeros_like(ranked).index_add(1, better, d_better).index_add(1, worse, d_worse)
     return grad / len(better)
 
 
 def length_normalised(reward, length, alpha):
-    """r / (alpha + len) (document 000, question 3): reward (B,), length (B,) tokens, alpha in tokens.
+    """r / (alpha + len) (document 000, section 2.3, question 3): reward (B,), length (B,) tokens, alpha in tokens.
 
-    Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays, and
-    which answers those are is an accident, as a reward has no origin. The penalty below does not depend on one."""
+    Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays; and
+    which answers those are is an accident, as a reward has no origin. The penalty below does not need one."""
     return reward / (alpha + length)
 
 
 def length_penalised(reward, length, lam, target):
-    """r - lam |len - target| (document 000, question 3): lam in reward per token, target in tokens."""
+    """r - lam |len - target|: lam in reward per token, target in tokens.
+
+    Document 000 (section 2.3, question 3) adds the term to the loss of the reward model instead. There it changes
+    nothing, as it does not depend on the parameters."""
     return reward - lam * (length - target).abs()
 
 

@@ -1,5 +1,5 @@
-"""Break it on purpose: one-line bugs in nanopref/losses.py, most of them found in published code, and misprints in the
-equations of the documents wherever the package has them.
+"""Break it on purpose: one-line bugs in nanopref/losses.py, most of them found in published code, and for every equation
+of the documents a misprint, the document's own where it has one.
 
 `python tests/mutants.py` prints the bugs. As an exercise: read the loss, old and new, predict what a training run would
 show, then compare with the symptom. test_mutants.py applies each bug and each misprint and demands that the checks of
@@ -127,7 +127,7 @@ MISPRINTS = [Misprint(*line) for line in (
     (8, "reward.d_ranking", "grad / len(better)", "grad"),
     (9, "ppo.sequence_reward", "reward - beta", "reward + beta"),
     (9, "exact.objective", "beta * kl", "kl"),
-    (10, "ppo.gae", "gamma * lam * following", "lam * following"),
+    (10, "ppo.gae", "gamma * lam * next_advantage", "lam * next_advantage"),
     (10, "ppo.clipped_surrogate", "torch.minimum", "torch.maximum"),
     (10, "ppo.d_clipped_surrogate", "ratio < 1 - epsilon", "ratio > 1 + epsilon"),
     (11, "ppo.ppo_ptx", "pretrain_logp.mean()", "pretrain_logp.sum()"),
@@ -139,53 +139,62 @@ MISPRINTS = [Misprint(*line) for line in (
     (15, "losses.dpo", "z = r_w - r_l", "z = r_w + r_l"),
     (15, "losses.d_dpo", "-beta * dz", "beta * dz"),
     (16, "exact.log_z", "world.reward / beta", "world.reward"),
+    (17, "losses.d_dpo", "-beta * dz", "beta * dz"),
     (17, "losses.dpo", "beta * w.log_ratio, beta * l.log_ratio", "beta * w.logp, beta * l.logp"),
-    (18, "losses.d_dpo", "w.log_ratio - l.log_ratio", "w.logp - l.logp"),
+    (18, "losses.d_dpo", "w.log_ratio - l.log_ratio", "w.logp - l.logp"),  # 000 (5)
     (19, "metrics.step_metrics", '"rewards/chosen"] - found', '"rewards/chosen"] + found'),
     (20, "losses.ln_dpo", "l.log_ratio / l.length", "l.log_ratio"),
-    (21, "losses.kto", "torch.sigmoid(z0 - r_l)", "torch.sigmoid(r_l - z0)"),
+    (21, "losses.kto", "undesirable_weight * (1 - torch.sigmoid(z0 - r_l))",  # as in document 000
+     "undesirable_weight * torch.sigmoid(z0 - r_l)"),
+    (21, "losses.kto", "clamp(min=0).detach()", "clamp(min=0)"),
     (21, "losses.d_kto", "-desirable_weight * beta", "desirable_weight * beta"),
+    (22, "losses.d_cpo", "nll_w=-alpha", "nll_w=alpha"),
     (22, "losses.cpo", "beta * w.logp, beta * l.logp", "beta * w.logp / w.length, beta * l.logp / l.length"),
     (23, "losses.simpo", "- gamma", "+ gamma"),
     (24, "losses.d_ln_dpo", "-beta * dz / l.length", "-beta * dz / w.length"),
     (25, "losses.ln_dpo", "beta * w.log_ratio / w.length", "w.log_ratio / w.length"),
     (26, "losses.mean_logp", "s.logp / s.length", "s.logp"),
+    (26, "losses.orpo", "F.logsigmoid(r_w - r_l)", "F.logsigmoid((r_w - r_l).exp())"),  # 001, before its second "="
+    (27, "losses.d_orpo", "dz = -lam", "dz = lam"),  # 001 (24) to (28)
     (27, "losses.d_orpo", "-torch.expm1(x)", "torch.exp(x)"),
     (28, "losses.log_odds", "x - torch.log", "x + torch.log"),
     (29, "losses.orpo", "lam * F.logsigmoid", "F.logsigmoid"),
     (30, "reward.length_normalised", "alpha + length", "alpha * length"),
     (30, "reward.length_penalised", ".abs()", ""),
-    (31, "batch.sequence_logps", "index_add(0, batch.response, logps)", "index_add(0, batch.response, logps) / batch.lengths"),
+    (31, "batch.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
     (32, "metrics.step_metrics", "(w > l)", "(w >= l)"),
     (33, "evaluate.win_rate", "0.5 if a == b", "0.0 if a == b"),
     (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),
 )]
 
 
+def replace_once(code, old, new, name) -> str:
+    """`code` without docstrings, as a formula in a docstring is no match; ValueError unless `old` is in it once."""
+    if code.count(old) != 1:
+        raise ValueError(f"{name}: {old!r} occurs {code.count(old)} times, not once")
+    return code.replace(old, new)
+
+
 def misprint(mutant: Misprint):
-    """(module, the function with the misprint in it); ValueError unless `old` occurs exactly once in its code."""
+    """(the function, the same with the misprint in it)."""
     name, function = mutant.function.split(".")
     module = importlib.import_module(f"nanopref.{name}")
     text = inspect.getsource(getattr(module, function))
     docstring = inspect.getdoc(getattr(module, function))
-    start = text.rindex('"""') + 3 if docstring else 0  # a formula in the docstring is no match
-    if text[start:].count(mutant.old) != 1:
-        raise ValueError(f"{mutant.function}: {mutant.old!r} occurs {text[start:].count(mutant.old)} times, not once")
+    start = text.rindex('"""') + 3 if docstring else 0
     namespace = dict(vars(module))
-    exec(text[:start] + text[start:].replace(mutant.old, mutant.new), namespace)
-    return module, namespace[function]
+    exec(text[:start] + replace_once(text[start:], mutant.old, mutant.new, mutant.function), namespace)
+    return getattr(module, function), namespace[function]
 
 
 def apply(mutant: Mutant) -> types.ModuleType:
     """losses.py with the bug in it, as a module. ValueError unless `old` occurs exactly once inside the function."""
     text = SOURCE.read_text()
     start, end = re.search(rf"^def {mutant.loss}\(.*?(?=^def )", text, re.M | re.S).span()
-    docstring_end = text.index('"""', text.index('"""', start) + 3) + 3  # a formula in the docstring is no match
-    body = text[docstring_end:end]
-    if body.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.loss}/{mutant.name}: {mutant.old!r} occurs {body.count(mutant.old)} times, not once")
+    docstring_end = text.index('"""', text.index('"""', start) + 3) + 3
+    body = replace_once(text[docstring_end:end], mutant.old, mutant.new, f"{mutant.loss}/{mutant.name}")
     module = types.ModuleType("mutant")
-    exec(text[:docstring_end] + body.replace(mutant.old, mutant.new) + text[end:], module.__dict__)
+    exec(text[:docstring_end] + body + text[end:], module.__dict__)
     return module
 
 

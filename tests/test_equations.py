@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))  # where this is run as a script
 from nanopref import batch, exact, losses, metrics, ppo, reward
 from nanopref.losses import Seq
 from test_evaluate import test_measures_by_hand as measures_by_hand
+from test_metrics import test_dpo_step_by_hand as metrics_by_hand
 
 BETAS = 0.1, 0.5, 1.0, 5.0
 WORLD = exact.world()
@@ -83,12 +84,6 @@ def pairs(seed=0, n=8):
     return seq(10 * seed + 100), seq(10 * seed + 200)
 
 
-def learnt(loss, world, weight, steps=1000):
-    """The tabular policy at which the loss of these labels is smallest, found from the reference, (X, Y) nats."""
-    value = lambda table: exact.preference_loss(loss, exact.tabular(table), world.ref_logp, weight)
-    return exact.tabular(exact.minimise(value, world.ref_logp, steps))
-
-
 def gradients(value, *tensors):
     return torch.autograd.grad(value, tensors, retain_graph=True)
 
@@ -116,7 +111,9 @@ def sft_on(model, examples):
     part = batch.collate(examples)
     w, _, _ = batch.by_role(part, batch.sequence_logps(model, part))
     loss = losses.reduce(losses.sft(w), n_tokens=w.length.sum().item())
-    kept["logits"].retain_grad(), kept["hidden"].retain_grad()
+    del model.logits
+    kept["logits"].retain_grad()
+    kept["hidden"].retain_grad()
     loss.backward()
     return loss, kept["logits"], kept["hidden"], part
 
@@ -126,7 +123,7 @@ def test_e01_autoregressive_cross_entropy():
     """The first token stands in for the prompt; T counts the others."""
     text, model = [0, 1, 1, 0, 2, 1], exact.transformer(0)
     loss, logits, _, _ = sft_on(model, [batch.Example(text[:1], [text[1:]], [0])])
-    p = type(model).logits(model, model(torch.tensor([text]))[0]).softmax(-1)
+    p = model.logits(model(torch.tensor([text]))[0]).softmax(-1)
     T = len(text) - 1
     close(loss, -sum(math.log(p[t - 1, text[t]].item()) for t in range(1, T + 1)) / T)
     close(logits.grad, (p[:-1] - F.one_hot(torch.tensor(text[1:]), 3)) / T)
@@ -146,10 +143,9 @@ def test_e02_masked_cross_entropy():
             ids[5] = after
         return model.logits(model(ids[None], attn_mask=everywhere)[0])
 
-    free = logits().detach().requires_grad_()
-    F.cross_entropy(free[masked], text[masked]).backward()
-    assert free.grad[masked].any() and not free.grad[[0, 2, 3, 5]].any()
-    close(free.grad[masked], (free.softmax(-1)[masked] - F.one_hot(text[masked], 3)) / len(masked))
+    predicted = logits()
+    loss = -sum(math.log(predicted[t].softmax(-1)[text[t]].item()) for t in masked) / len(masked)
+    close(F.cross_entropy(predicted[masked], text[masked]), loss)
     differs(logits(after=0)[1], logits(after=1)[1], by=1e-3)  # what comes later is seen
     close(model.logits(model(torch.tensor([[0, 2, 1]]))[0, 1]), model.logits(model(torch.tensor([[0, 2, 0]]))[0, 1]))
 
@@ -157,7 +153,8 @@ def test_e02_masked_cross_entropy():
 @equation(3, "001 (mean), 003 (sum), SFT", "−(1/T) Σ log P(y_t | x, y_<t); the prompt is not trained on",
           "losses.sft losses.reduce batch.collate")
 def test_e03_sft_trains_on_responses_only():
-    """Two responses of 3 and 5 tokens: the token mean is over all 8, a sum would weigh them 3 : 5 per response."""
+    """Two responses of 3 and 5 tokens: the token mean is over all 8, so they count 3 : 5; a mean of the two means would
+    count them 1 : 1."""
     examples = [batch.Example([0, 1], [[1, 0, 2]], [0]), batch.Example([1], [[0, 0, 1, 1, 2]], [0])]
     loss, _, hidden, part = sft_on(exact.transformer(0), examples)
     plain = exact.transformer(0)
@@ -195,16 +192,17 @@ def test_e04_score_function():
 
 @equation(5, "001, importance weights", "E_π̄[(π/π̄) ∇log π · r] is the same gradient", "exact.policy_gradient")
 def test_e05_importance_weights():
-    """Unbiased from any behaviour policy; its variance grows as that one moves away, here along a line of logits."""
+    """Unbiased from any behaviour policy. Near by the variance may even fall (the policy itself is not the best one to
+    draw from); far away it explodes."""
     logp, away = policy(1), randn(X, Y, seed=2)
     scores = torch.eye(Y).double()[None] - logp.exp()[:, None]  # d log softmax(y) / d logit(y'), per prompt
-    on_policy, least = exact.policy_gradient(logp, scores, WORLD.reward)
-    variances = [least]
-    for distance in (0.5, 1.0, 2.0, 3.0):
+    on_policy, on_policy_variance = exact.policy_gradient(logp, scores, WORLD.reward)
+    variances = []
+    for distance in (-0.1, 0.5, 1.0, 2.0, 3.0):
         mean, variance = exact.policy_gradient(logp, scores, WORLD.reward, exact.tabular(logp + distance * away))
         close(mean, on_policy)
         variances.append(variance)
-    assert variances[1:] == sorted(variances[1:]) and variances[-1] > 10 * least
+    assert variances == sorted(variances) and variances[0] < on_policy_variance < variances[-1] / 10
 
 
 @equation(9, "001, 003, RLHF objective", "E_π[r] − β KL(π‖π_ref); the reward r − β log(π/π_ref) has the same gradient",
@@ -220,8 +218,6 @@ def test_e09_rlhf_objective():
     shaped = ppo.sequence_reward(WORLD.reward, logp, WORLD.ref_logp, beta).detach()  # a constant for the gradient
     got, = gradients(exact.expect(logp, shaped).mean(), logits)
     close(got, want)
-    inner, = gradients((logp.exp().detach() * logp).sum(), logits)
-    close(inner, torch.zeros(X, Y))  # what is left out: E[grad log pi] = 0
 
 
 @equation(10, "003, PPO",
@@ -234,6 +230,18 @@ def test_e10_gae_and_clipped_surrogate():
     returns = torch.stack([sum(gamma ** k * rewards[t + k] for k in range(T - t)) for t in range(T)])
     close(ppo.gae(rewards, values, gamma, 1.0), returns - values)
     close(ppo.gae(rewards, values, gamma, 0.0), torch.stack(delta))
+    with pytest.raises(ValueError, match="one shape"):
+        ppo.gae(rewards, F.pad(values, (0, 1)), gamma, lam)  # V_T is 0, and not passed
+
+    # With the exact V, the mean of GAE over all responses that start with a token is that token's Q - V, for any lam.
+    p, r = policy(1)[0].exp(), WORLD.reward[0]
+    starts = lambda prefix: torch.tensor([response[:len(prefix)] == prefix for response in exact.RESPONSES])
+    mean = lambda x, prefix: (p * x)[starts(prefix)].sum() / p[starts(prefix)].sum()
+    V = [torch.stack([mean(r, response[:t]) for t in range(len(response))]) for response in exact.RESPONSES]
+    for lam in (0.0, 0.5, 1.0):
+        first = torch.stack([ppo.gae(F.pad(r[y:y + 1], (len(v) - 1, 0)), v, 1.0, lam)[0] for y, v in enumerate(V)])
+        for token in exact.TOKENS:
+            close(mean(first, [token]), mean(r, [token]) - mean(r, []))
 
     ratios = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0], dtype=torch.float64).repeat(2)
     old, advantage = randn(14), torch.tensor([2.0] * 7 + [-3.0] * 7, dtype=torch.float64)
@@ -260,7 +268,7 @@ def test_e11_ppo_ptx():
 @equation(12, "001, KL divergence", "KL ≥ 0, zero only for equal policies; its estimates from samples",
           "exact.kl ppo.kl_estimates")
 def test_e12_kl():
-    """k1 and k3 are unbiased, k2 is not; k2 and k3 cannot be negative, k1 is for single responses."""
+    """k1 and k3 are unbiased, k2 is not; k2 and k3 cannot be negative, k1 is negative for some responses."""
     p, q = policy(1), policy(2)
     by_hand = torch.stack([sum(p[x, y].exp() * (p[x, y] - q[x, y]) for y in range(Y)) for x in range(X)])
     close(exact.kl(p, q), by_hand)
@@ -273,10 +281,10 @@ def test_e12_kl():
 
 
 @equation(16, "001 (12)–(23), actor-critic",
-          "max E[r] − β KL = max E[(r − β log Z) − β log(π/π_ref)]; baselines and variance",
+          "max E[r] − β KL = max E[(r − β log Z) − β log(π/π_ref)]; b = β log Z and the variance",
           "exact.log_z exact.policy_gradient")
 def test_e16_actor_critic():
-    """Line by line, with what each line drops or turns; then what b = beta log Z does to the variance of REINFORCE."""
+    """Line by line, with what each line drops or turns; then REINFORCE with no baseline, the value and beta log Z."""
     beta, logp = 0.7, policy(1)
     ref, r, log_z = WORLD.ref_logp, WORLD.reward, exact.log_z(WORLD, beta)[:, None]
     star, E = exact.optimum(WORLD, beta), lambda value: exact.expect(logp, value).mean()
@@ -293,7 +301,7 @@ def test_e16_actor_critic():
     close(E(r - beta * log_z - beta * (logp - ref)), without_z)                                    # (23), corrected
     differs(E(r - beta * log_z - beta * logp / ref), without_z, by=0.1)                            # (23), as printed
 
-    for start, better in ((ref, "V"), (star, "both")):
+    def variances(start):
         scores = torch.eye(Y).double()[None] - start.exp()[:, None]
         shaped = ppo.sequence_reward(r, start, ref, beta)
         value = exact.expect(start, shaped)[:, None]  # the exact V(x)
@@ -301,11 +309,12 @@ def test_e16_actor_critic():
         found = [exact.policy_gradient(start, scores, shaped - b) for b in (0 * value, value, beta * log_z)]
         for mean, _ in found:
             close(mean, found[0][0])  # no baseline biases the gradient
-        nothing, with_v, with_z = (variance for _, variance in found)
-        if better == "V":  # at the start the value is the better baseline,
-            assert with_v < 0.8 * with_z
-        else:              # at the optimum the two are one, and every single response has advantage 0
-            assert with_v < 1e-20 and with_z < 1e-20 < 0.01 < nothing
+        return [variance for _, variance in found]
+
+    nothing, with_v, with_z = variances(ref)
+    assert with_v < nothing < with_z  # at the start the normaliser is worse than no baseline at all;
+    nothing, with_v, with_z = variances(star)
+    assert max(with_v, with_z) < 1e-24 and nothing > 0.1  # at the optimum every advantage is 0, up to 1e-15, squared
 
 
 # ---- reward models -------------------------------------------------------------------------------------------------
@@ -330,7 +339,6 @@ def test_e07_reward_model_loss():
     close(loss, torch.log(1 + torch.exp(r_l - r_w)))
     for got, auto, want in zip(reward.d_bradley_terry(r_w, r_l), gradients(loss.sum(), r_w, r_l), (-sigma, sigma)):
         close(got, want), close(auto, want)
-    assert torch.autograd.gradcheck(reward.bradley_terry, (r_w, r_l))
     weight = exact.labels(WORLD.reward)
     learnt = exact.minimise(lambda table: exact.reward_loss(table, weight), torch.zeros(X, Y).double())
     centred = lambda r: r - r.mean(1, keepdim=True)
@@ -347,6 +355,9 @@ def test_e08_ranking():
     close(loss, by_hand)
     close(reward.d_ranking(ranked), gradients(loss.sum(), ranked)[0])
     close(reward.ranking(ranked[:, :2]), reward.bradley_terry(ranked[:, 0], ranked[:, 1]))
+    for wrong in (ranked[:, :1], ranked[0]):
+        with pytest.raises(ValueError, match="at least two"):
+            reward.ranking(wrong)
 
 
 @equation(30, "000, length bias",
@@ -356,10 +367,8 @@ def test_e30_length_rules():
     r, length = torch.tensor([2.0, -2.0, -2.0]).double(), torch.tensor([10, 10, 40])
     close(reward.length_normalised(r, length, 10), [0.1, -0.1, -0.04])
     close(reward.length_penalised(r, length, 0.1, 20), [1.0, -3.0, -4.0])
-    gap = lambda rule, shift, *knobs: torch.diff(rule(r[1:] + shift, length[1:], *knobs)).item()  # longer minus shorter
-    assert gap(reward.length_normalised, 0, 10) > 0 > gap(reward.length_normalised, 5, 10)
-    assert gap(reward.length_penalised, 0, 0.1, 20) == pytest.approx(gap(reward.length_penalised, 5, 0.1, 20)) and \
-        gap(reward.length_penalised, 0, 0.1, 20) < 0
+    close(reward.length_normalised(r + 5, length, 10), [0.35, 0.15, 0.06])  # the last two have changed places
+    close(reward.length_penalised(r + 5, length, 0.1, 20), [6.0, 2.0, 1.0])  # 5 more for each
 
 
 # ---- from the objective to DPO -------------------------------------------------------------------------------------
@@ -378,8 +387,7 @@ def test_e13_optimum_of_the_objective():
             E, top = lambda value: exact.expect(logp, value).mean(), exact.objective(logp, WORLD, beta)
             close(E(r - beta * (logp - ref)), top)                                                   # (5)
             for line in (E(logp - ref - r / beta),                                                   # (6)
-                         E(logp - (ref.exp() * (r / beta).exp()).log()),                             # (7)
-                         E(logp - (ref.exp() * (r / beta).exp()).log() + log_z - log_z),             # (8)
+                         E(logp - (ref.exp() * (r / beta).exp()).log()),                             # (7), (8)
                          E(logp - ((ref + r / beta).exp() / log_z.exp()).log() - log_z),             # (9)
                          E(logp - star - log_z),                                                     # (10)
                          exact.kl(logp, star).mean() - log_z.mean()):                                # (11), corrected
@@ -390,7 +398,7 @@ def test_e13_optimum_of_the_objective():
             assert exact.total_variation(exact.tabular(found), star) < 1e-6
 
 
-@equation(14, "001, 002, 003", "r = β log(π*/π_ref) + β log Z; r + c(x) has the same preferences and the same π*",
+@equation(14, "000 (1), 001, 002, 003", "r = β log(π*/π_ref) + β log Z; r + c(x) has the same preferences and the same π*",
           "exact.optimum exact.preference")
 def test_e14_reward_of_the_optimum():
     for beta in BETAS:
@@ -411,10 +419,11 @@ def test_e15_dpo():
     everything = exact.labels(WORLD.reward)
     for beta in BETAS:
         star = exact.optimum(WORLD, beta)
-        assert exact.total_variation(learnt(partial(losses.dpo, beta=beta), WORLD, everything), star) < 1e-4
-    assert exact.total_variation(learnt(partial(losses.ipo, tau=5.0, average=False), WORLD, everything), star) > 0.01
-    apart = [exact.total_variation(learnt(partial(losses.dpo, beta=1.0), WORLD, exact.draw_labels(WORLD.reward, n, 0)),
-                                   exact.optimum(WORLD, 1.0)) for n in (3000, 300_000)]
+        assert exact.total_variation(exact.learnt(partial(losses.dpo, beta=beta), WORLD, everything), star) < 1e-4
+    ipo = exact.learnt(partial(losses.ipo, tau=5.0, average=False), WORLD, everything)
+    assert exact.total_variation(ipo, exact.optimum(WORLD, 5.0)) > 0.01
+    from_labels = lambda n: exact.learnt(partial(losses.dpo, beta=1.0), WORLD, exact.draw_labels(WORLD.reward, n, seed=0))
+    apart = [exact.total_variation(from_labels(n), exact.optimum(WORLD, 1.0)) for n in (3000, 300_000)]
     assert apart[1] < apart[0] / 3  # 100 times the labels: about a tenth
 
 
@@ -429,23 +438,22 @@ def test_e17_gradient_in_parameter_space():
     got = torch.cat([g.flatten() for g in gradients(losses.dpo(w, l, beta=beta).loss.mean(), *parameters)])
     weight = torch.sigmoid(beta * (l.log_ratio - w.log_ratio))
     differs(weight, 0.5, by=0.1)
-    assembled = (-beta * weight[:, None] * (scores[x, i] - scores[x, j])).mean(0)
-    close(got, assembled, atol=1e-10)
+    close(got, (-beta * weight[:, None] * (scores[x, i] - scores[x, j])).mean(0), atol=1e-10)
+    hand = losses.grad_of("dpo", w, l, beta=beta)
+    close(got, (hand.w[:, None] * scores[x, i] + hand.l[:, None] * scores[x, j]).mean(0), atol=1e-10)
 
 
 @equation(18, "000 (5)", "the weight σ(r̂_l − r̂_w) of a pair is ½ at the start, whatever π_ref thinks of the pair",
           "losses.d_dpo")
 def test_e18_weight_at_the_start():
-    """Document 000 has lost the reference: its formula gives wrongly ranked pairs MORE than 1/2. By the time a wrong
-    order of G nats is turned round, the weight is sigmoid(-beta G): that is what makes it hard."""
+    """Document 000 has lost the reference. By the time a wrong order of G nats is turned round, the weight is
+    sigmoid(-beta G): that is what makes it hard."""
     beta, gap = 0.1, torch.tensor([-40.0, -5.0, 0.0, 5.0, 40.0]).double()  # log pi_ref(y_w) - log pi_ref(y_l)
     at = lambda logp, ref: Seq(logp, ref, torch.ones(5))
     zero = torch.zeros(5).double()
     weight = lambda logp_w: -losses.grad_of("dpo", at(logp_w, gap), at(zero, zero), beta=beta).w / beta
     close(weight(gap), [0.5] * 5)
-    close(weight(zero)[:2], torch.sigmoid(beta * gap)[:2])  # moved by -G: the order is about to flip
-    printed = torch.sigmoid(-beta * gap)
-    assert printed[0] > 0.98 and printed[2] == 0.5  # as printed: no fading where the gap is small or wrong
+    close(weight(zero)[:2], torch.sigmoid(beta * gap)[:2])  # moved by G: the order is about to flip
 
 
 @equation(19, "000, DPO reward curves",
@@ -463,10 +471,10 @@ def test_e19_rewards_one_by_one():
     close(log(*sunk)["rewards/margins"], found["rewards/margins"])
 
 
-@equation(31, "000 (4)", "the log-ratio is a sum over tokens: its spread grows along a response", "batch.token_logps")
+@equation(31, "000 (4)", "the log-ratio is a sum over tokens, so its spread grows with length", "batch.sequence_logps")
 def test_e31_spread_grows_with_length():
     """Two unrelated transformers, 200 random texts per length: from 4 to 64 tokens the standard deviation of the sum
-    grows by more than 2 (4 for independent tokens, and up to 16), that of the mean falls by more than 1.5."""
+    grows by about sqrt(16) = 4, as for independent tokens; each estimate is off by some 5 %. That of the mean falls."""
     policy, reference, spread = exact.transformer(1), exact.transformer(2), []
     for model in (policy, reference):
         model.config.max_position_embeddings = 80
@@ -478,21 +486,14 @@ def test_e31_spread_grows_with_length():
             total = batch.sequence_logps(policy, part) - batch.sequence_logps(reference, part)
         close(total, ratio.view(200, n).sum(1), atol=1e-10)
         spread.append(total.std().item())
-    assert spread[1] > 2 * spread[0] and spread[1] / 64 < spread[0] / 4 / 1.5
+    assert 3 < spread[1] / spread[0] < 6
 
 
 @equation(32, "000, 003, metrics", "rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies, logps",
           "metrics.step_metrics reward.reward_metrics")
 def test_e32_metrics():
-    """Three pairs. log pi - log pi_ref: chosen +2 -1 0, rejected -1 -4 0; beta 0.1; the third is a tie, hence wrong."""
-    seq = lambda *rows: Seq(*(torch.tensor(column, dtype=torch.float64) for column in zip(*rows)))
-    w, l = seq((-4, -6, 2), (-8, -7, 4), (-3, -3, 3)), seq((-6, -5, 4), (-9, -5, 5), (-2, -2, 1))
-    none = Seq(*(t[:0] for t in w))
-    found = metrics.step_metrics([({"w": w, "l": l, "kl": none}, losses.dpo(w, l, beta=0.1))])
-    assert found == pytest.approx({"logps/chosen": -5, "logps/rejected": -17 / 3, "logps_change/chosen": 1 / 3,
-                                   "logps_change/rejected": -5 / 3, "rewards/chosen": 0.1 / 3,
-                                   "rewards/rejected": -0.5 / 3, "rewards/margins": 0.2, "rewards/accuracies": 2 / 3,
-                                   "rewards/ties": 1 / 3}, abs=1e-6)  # shares are float32
+    """Of a policy on three pairs by hand (see test_metrics.py), and of a reward model on two."""
+    metrics_by_hand()
     found = reward.reward_metrics([(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]))])
     assert found == {"rewards/chosen": -0.5, "rewards/rejected": 0.5, "rewards/margins": -1.0,
                      "rewards/accuracies": 0.5}
@@ -519,25 +520,24 @@ def test_e20_dpo_with_means():
 
 
 @equation(21, "000, 003, KTO",
-          "L = E[λ_y (1 − v)], v = σ(r − z0) or σ(z0 − r), z0 = β KL; λ_D n_D / λ_U n_U in [1, 4/3]",
+          "L = E[λ_y (1 − v)], v = σ(r − z0) or σ(z0 − r), z0 = β KL held constant",
           "losses.kto losses.d_kto")
 def test_e21_kto():
-    """z0 is a constant of the step and never negative; with document 000's + for the rejected ones, they would rise."""
+    """z0 is a constant of the step and never negative. Document 000 has a plus for the rejected: they would rise."""
     (w, l), (kl, _) = pairs(0), pairs(1)
     l, beta = Seq(*(t[:5] for t in l)), 0.3
     for shift in (5.0, -5.0):  # of the mismatched log-ratios: z0 above 0, and cut at 0
-        kl_ = kl._replace(logp=kl.ref_logp + shift)
+        kl_ = kl._replace(logp=(kl.ref_logp + shift).requires_grad_())
         z0 = beta * max(0.0, shift)
         want = lambda w, l: (1.3 * (1 - torch.sigmoid(beta * (w.logp - w.ref_logp) - z0)),
                              0.8 * (1 - torch.sigmoid(z0 - beta * (l.logp - l.ref_logp))))
         got = losses.kto(w, l, kl_, beta=beta, desirable_weight=1.3, undesirable_weight=0.8)
         close(got.loss, torch.cat(want(w, l)))
+        assert torch.autograd.grad(got.loss.sum(), kl_.logp, allow_unused=True, retain_graph=True) == (None,)
         hand = losses.grad_of("kto", w, l, kl_, beta=beta, desirable_weight=1.3, undesirable_weight=0.8)
         auto = gradients(sum(part.sum() for part in want(w, l)), w.logp, l.logp)
         close(hand.w, auto[0]), close(hand.l, auto[1])
         assert (hand.w < 0).all() and (hand.l > 0).all()  # descent raises the desirable, lowers the undesirable
-    printed = (-torch.sigmoid(beta * w.log_ratio).sum() + torch.sigmoid(-beta * l.log_ratio).sum())  # document 000
-    assert (gradients(printed, l.logp)[0] < 0).all()
 
 
 @equation(22, "003, CPO", "−log σ(β log π(y_w) − β log π(y_l)) − log π(y_w)", "losses.cpo losses.d_cpo")
@@ -547,6 +547,7 @@ def test_e22_cpo():
     check_loss("cpo", lambda w, l: torch.log(1 + torch.exp(-0.3 * (w.logp - l.logp))), beta=0.3)
     w, l = pairs()
     close(losses.cpo(w, l, alpha=0.7).nll, -0.7 * w.logp)
+    assert losses.grad_of("cpo", w, l, alpha=0.7).nll_w == -0.7
     uniform = lambda s, value: s._replace(ref_logp=value.expand(8).double())
     over = lambda value_w, value_l: losses.dpo(uniform(w, value_w), uniform(l, value_l), beta=0.3).loss
     close(over(torch.tensor(-9.0), torch.tensor(-9.0)), losses.cpo(w, l, beta=0.3).loss)
@@ -575,17 +576,19 @@ def test_e24_ln_dpo():
 @equation(25, "004 (1)",
           "LN-DPO = SimPO with the margin β(log π_ref(y_w)/|y_w| − log π_ref(y_l)/|y_l|)", "losses.ln_dpo losses.simpo")
 def test_e25_adaptive_margin():
-    """(1) leaves out the beta."""
+    """(1) leaves out the beta and prints log(pi / |y|) for (log pi) / |y|."""
     w, l = pairs()
     margin = w.ref_logp / w.length - l.ref_logp / l.length
     close(losses.simpo(w, l, beta=2.5, gamma=2.5 * margin).loss, losses.ln_dpo(w, l, beta=2.5).loss)
-    differs(losses.simpo(w, l, beta=2.5, gamma=margin).loss, losses.ln_dpo(w, l, beta=2.5).loss, by=0.1)
+    as_printed = (w.ref_logp - w.length.log()) - (l.ref_logp - l.length.log())
+    for wrong in (margin, as_printed, 2.5 * as_printed):
+        differs(losses.simpo(w, l, beta=2.5, gamma=wrong).loss, losses.ln_dpo(w, l, beta=2.5).loss, by=0.1)
 
 
-@equation(26, "000 (7), 001, 003, ORPO", "L_SFT − λ log σ(log OR), odds = P/(1 − P), log P the MEAN log-prob",
+@equation(26, "000 (7), 001 (P as a mean), 003, ORPO", "L_SFT − λ log σ(log OR), odds = P/(1 − P), log P the MEAN log-prob",
           "losses.orpo losses.log_odds losses.mean_logp")
 def test_e26_orpo():
-    """Finite at P -> 1, and as accurate there as a long division: 1e-6 of float32 at P = 1 - 1e-6."""
+    """Finite at P = 1; at P = 1 - 1e-6 right to 1e-6 in float32, where log(1 - exp(x)) is off by 1e-3."""
     def odds(s):
         p = torch.exp(s.logp / s.length)
         return p / (1 - p)
@@ -593,16 +596,15 @@ def test_e26_orpo():
         torch.sigmoid(torch.log(odds(w) / odds(l)))), lam=0.7)
     w, l = pairs()
     close(losses.log_odds(w), odds(w).log())
-    differs(-torch.log(torch.sigmoid(odds(w) / odds(l))), -torch.log(torch.sigmoid((odds(w) / odds(l)).log())), by=0.1)
     near = lambda x: Seq(torch.tensor([x]), None, torch.tensor([1]))
     assert losses.log_odds(near(0.0)).isfinite().all()
-    assert losses.log_odds(near(-1e-6)).item() == pytest.approx(-math.log(math.expm1(1e-6)), rel=1e-5)
+    assert losses.log_odds(near(-1e-6)).item() == pytest.approx(-math.log(math.expm1(1e-6)), rel=1e-6)
 
 
 @equation(27, "001 (24)–(35)", "∇L_OR = −δ h, δ = 1/(1 + OR), h = ∇log P(y_w)/(1 − P(y_w)) − ∇log P(y_l)/(1 − P(y_l))",
           "losses.d_orpo")
 def test_e27_gradient_of_the_odds_ratio():
-    """In the parameters of a transformer, every line. As printed, without the minus, it points the other way."""
+    """In the parameters of a transformer, line by line; (24) to (28) have lost a minus, and (25) its grad log OR."""
     model = exact.transformer(1)
     parameters, logp = list(model.parameters()), exact.logps(model)
     grad = lambda value: torch.cat([g.flatten() for g in gradients(value, *parameters)])
@@ -611,7 +613,7 @@ def test_e27_gradient_of_the_odds_ratio():
     odds = lambda p: p / (1 - p)
     OR = odds(p_w) / odds(p_l)
     g_or = grad(OR.log())
-    lines = {24: grad(torch.sigmoid(OR.log()).log()),
+    lines = {24: grad(torch.sigmoid(OR.log()).log()), 25: torch.sigmoid(-OR.log()) * g_or,
              26: torch.sigmoid(OR.log()) * (1 - torch.sigmoid(OR.log())) / torch.sigmoid(OR.log()) * g_or,
              27: torch.sigmoid(-OR.log()) * g_or, 28: g_or / (1 + OR)}
     for line in lines.values():
@@ -630,11 +632,11 @@ def test_e27_gradient_of_the_odds_ratio():
 
 
 @equation(28, "001, OR against PR",
-          "log OR of random pairs is spread wider than log PR; for small P they are equal",
+          "log OR is spread wider than log PR (uniform P: 2.57 against 1.41); for small P they are equal",
           "losses.log_odds losses.mean_logp")
 def test_e28_odds_ratio_and_probability_ratio():
     """For uniform P, log PR has standard deviation sqrt 2 (Laplace) and log OR sqrt(2 pi^2 / 3) (two logistics); 2 %
-    are five standard errors of 50,000 pairs."""
+    are at least four standard errors of 50,000 pairs."""
     def ratios(p):
         w, l = (Seq(column.log(), None, torch.ones(len(column))) for column in p)
         return losses.mean_logp(w) - losses.mean_logp(l), losses.log_odds(w) - losses.log_odds(l)
@@ -643,23 +645,23 @@ def test_e28_odds_ratio_and_probability_ratio():
     assert pr.std().item() == pytest.approx(math.sqrt(2), rel=0.02)
     assert odds.std().item() == pytest.approx(math.pi * math.sqrt(2 / 3), rel=0.02)
     pr, odds = ratios(1e-6 * p)
-    close(odds, pr, atol=2e-6)  # log(1 - P) is at most 1e-6 each
+    close(odds, pr, atol=1e-6)  # log(1 - P) is at most 1e-6 each, and of one sign
 
 
 @equation(29, "001, λ ablation",
           "the gap between chosen and rejected grows with λ", "losses.orpo exact.preference_loss")
 def test_e29_lambda():
-    """At the population optimum in the exact world, for every seed: mean log-prob per token, chosen minus rejected."""
+    """At the population optimum in the exact world, three seeds: mean log-prob per token, chosen minus rejected."""
     for seed in range(3):
         world = exact.world(seed)
         weight, gaps = exact.labels(world.reward), []
         for lam in (0.1, 0.5, 1.0):
-            mean = learnt(partial(losses.orpo, lam=lam), world, weight, steps=200) / exact.LENGTHS
+            mean = exact.learnt(partial(losses.orpo, lam=lam), world, weight, steps=200) / exact.LENGTHS
             gaps.append((weight * (mean[:, :, None] - mean[:, None, :])).sum().item())
-        assert gaps == sorted(gaps) and gaps[2] > gaps[0] + 0.01
+        assert gaps[0] + 0.02 < gaps[1] < gaps[2] - 0.02  # steps of 0.04 to 0.07
 
 
-@equation(34, "cited in 004",
+@equation(34, "papers cited in 004",
           "IPO, R-DPO, hinge, and the family f(β · margin) of GPO", "losses.ipo losses.r_dpo losses.hinge")
 def test_e34_family():
     """GPO (arXiv:2402.05749): loss f(z), z = beta (D_w - D_l), gradients beta f'(z) and -beta f'(z)."""
@@ -702,7 +704,7 @@ def cells_of(number):
 
 def table():
     lines = ["# The notebooks", "",
-             "Executed by the test suite, and stored with the output of such a run. Each ends with exercises.", ""]
+             "Executed by the test suite, and stored with the output of such a run. All but errata end with exercises.", ""]
     lines += [f"- [`{name}.ipynb`]({name}.ipynb): {story}" for name, story in STORIES.items()]
     lines += ["", "## Every equation of the documents", "",
               "Printed by `python tests/test_equations.py`. Documents: 000 a course report on reward models and DPO, 001",

@@ -1,5 +1,7 @@
 """The checks of test_losses.py must notice every planted bug, and notice it as a failed check, not as a crash."""
+import importlib
 import inspect
+import sys
 
 import pytest
 
@@ -34,18 +36,47 @@ def test_gradient_and_rewards_catch_the_seven_classics_and_learning_only_one():
     assert [notices(check_bandit, m, "dpo") for m in modules] == [True] + [False] * 6
 
 
+def put_in_place_of(monkeypatch, function, other):
+    """Wherever a module or the registry of losses holds `function`."""
+    for module in [m for name, m in sys.modules.items() if name.startswith(("nanopref", "test_"))]:
+        for name, value in list(vars(module).items()):
+            if value is function:
+                monkeypatch.setattr(module, name, other)
+    for name, entry in LOSSES.items():
+        for field in ("fn", "grad"):
+            if getattr(entry, field) is function:
+                monkeypatch.setitem(LOSSES, name, LOSSES[name]._replace(**{field: other}))
+
+
+def run_test_of(number, request):
+    test = EQUATIONS[number].test
+    test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
+
+
 @pytest.mark.parametrize("mutant", MISPRINTS, ids=lambda m: f"E{m.equation}: {m.function}")
 def test_misprint_is_noticed(mutant, monkeypatch, request):
     """By the test of the equation itself, as a failed comparison."""
-    module, broken = misprint(mutant)
-    monkeypatch.setattr(module, broken.__name__, broken)
-    for name, entry in LOSSES.items():  # the registry holds the losses and their gradients, too
-        for field in ("fn", "grad"):
-            if getattr(entry, field).__name__ == broken.__name__:
-                monkeypatch.setitem(LOSSES, name, entry._replace(**{field: broken}))
-    test = EQUATIONS[mutant.equation].test
+    put_in_place_of(monkeypatch, *misprint(mutant))
     with pytest.raises(AssertionError):
-        test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
+        run_test_of(mutant.equation, request)
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize("number, name", [(n, name) for n, e in EQUATIONS.items() for name in e.code.split()])
+def test_the_test_of_an_equation_reaches_the_code_it_names(number, name, monkeypatch, request):
+    def stop(*args, **kwargs):
+        raise Reached
+    owner = importlib.import_module(f"nanopref.{name.split('.')[0]}")
+    *inside, last = name.split(".")[1:]
+    for attribute in inside:
+        owner = getattr(owner, attribute)
+    put_in_place_of(monkeypatch, getattr(owner, last), stop)
+    monkeypatch.setattr(owner, last, stop)
+    with pytest.raises(Reached):
+        run_test_of(number, request)
 
 
 def test_every_equation_is_misprinted():
