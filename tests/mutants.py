@@ -180,8 +180,7 @@ def misprint(mutant: Misprint):
     name, function = mutant.function.split(".")
     module = importlib.import_module(f"nanopref.{name}")
     text = inspect.getsource(getattr(module, function))
-    docstring = inspect.getdoc(getattr(module, function))
-    start = text.rindex('"""') + 3 if docstring else 0
+    start = text.rindex('"""') + 3 if '"""' in text else 0
     namespace = dict(vars(module))
     exec(text[:start] + replace_once(text[start:], mutant.old, mutant.new, mutant.function), namespace)
     return getattr(module, function), namespace[function]

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -73,6 +73,11 @@ def randn(*shape, seed=0, scale=1.0):
 def policy(seed):
     """A policy with nothing special about it, (X, Y) nats."""
     return exact.tabular(randn(X, Y, seed=seed))
+
+
+def tabular_scores(logp):
+    """d log softmax(y) / d logit(y') of a table, (X, Y, Y): one logit per response, each prompt has its own."""
+    return torch.eye(Y).double()[None] - logp.exp()[:, None]
 
 
 def pairs(seed=0, n=8):
@@ -146,6 +151,8 @@ def test_e02_masked_cross_entropy():
     predicted = logits()
     loss = -sum(math.log(predicted[t].softmax(-1)[text[t]].item()) for t in masked) / len(masked)
     close(F.cross_entropy(predicted[masked], text[masked]), loss)
+    gradient, = gradients(F.cross_entropy(predicted[masked], text[masked]), predicted)
+    assert gradient[masked].any() and not gradient[[0, 2, 3, 5]].any()
     differs(logits(after=0)[1], logits(after=1)[1], by=1e-3)  # what comes later is seen
     close(model.logits(model(torch.tensor([[0, 2, 1]]))[0, 1]), model.logits(model(torch.tensor([[0, 2, 0]]))[0, 1]))
 
@@ -195,7 +202,7 @@ def test_e05_importance_weights():
     """Unbiased from any behaviour policy. Near by the variance may even fall (the policy itself is not the best one to
     draw from); far away it explodes."""
     logp, away = policy(1), randn(X, Y, seed=2)
-    scores = torch.eye(Y).double()[None] - logp.exp()[:, None]  # d log softmax(y) / d logit(y'), per prompt
+    scores = tabular_scores(logp)
     on_policy, on_policy_variance = exact.policy_gradient(logp, scores, WORLD.reward)
     variances = []
     for distance in (-0.1, 0.5, 1.0, 2.0, 3.0):
@@ -273,10 +280,10 @@ def test_e12_kl():
     by_hand = torch.stack([sum(p[x, y].exp() * (p[x, y] - q[x, y]) for y in range(Y)) for x in range(X)])
     close(exact.kl(p, q), by_hand)
     assert (exact.kl(p, q) > 0.1).all() and not exact.kl(p, p).any()
-    means = {name: exact.expect(p, value) for name, value in ppo.kl_estimates(p - q).items()}
+    estimates = ppo.kl_estimates(p - q)
+    means = {name: exact.expect(p, value) for name, value in estimates.items()}
     close(means["k1"], by_hand), close(means["k3"], by_hand), differs(means["k2"], by_hand, by=0.05)
     close(means["k2"], exact.expect(p, (p - q) ** 2) / 2)
-    estimates = ppo.kl_estimates(p - q)
     assert (estimates["k1"] < -0.1).any() and (estimates["k2"] >= 0).all() and (estimates["k3"] >= 0).all()
 
 
@@ -302,7 +309,7 @@ def test_e16_actor_critic():
     differs(E(r - beta * log_z - beta * logp / ref), without_z, by=0.1)                            # (23), as printed
 
     def variances(start):
-        scores = torch.eye(Y).double()[None] - start.exp()[:, None]
+        scores = tabular_scores(start)
         shaped = ppo.sequence_reward(r, start, ref, beta)
         value = exact.expect(start, shaped)[:, None]  # the exact V(x)
         close(value, log_z * beta - beta * exact.kl(start, star)[:, None])
@@ -691,15 +698,25 @@ STORIES = {"dpo": "From the RLHF objective to DPO, and a training run looked at 
            "errata": "Where the documents print something else, with the numbers that decide."}
 
 
-def cells_of(number):
-    """[(notebook, heading, number of the cell)] of the headings `### E13 · ...` in the notebooks."""
-    found = []
+@cache
+def cells():
+    """{13: {"dpo": ["8"]}}: in which cells of which notebooks an equation has a heading `### E13 · ...`."""
+    found = {number: {} for number in EQUATIONS}
     for name in STORIES:
-        path = ROOT / "notebooks" / f"{name}.ipynb"
-        for i, cell in enumerate(json.loads(path.read_text())["cells"], start=1):
-            for heading in re.findall(rf"^### E{number} · (.+)$", "".join(cell["source"]), re.M):
-                found.append((name, heading.strip(), i))
+        notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+        for i, cell in enumerate(notebook["cells"], start=1):
+            for number in re.findall(r"^### E(\d+) · .+$", "".join(cell["source"]), re.M):
+                found[int(number)].setdefault(name, []).append(str(i))
     return found
+
+
+def place_of(name):
+    """(the module or class that holds it, its name there) of "model.Transformer.forward"; both must exist."""
+    module, *attributes = name.split(".")
+    owner, found = None, importlib.import_module(f"nanopref.{module}")
+    for attribute in attributes:
+        owner, found = found, getattr(found, attribute)
+    return owner, attributes[-1]
 
 
 def table():
@@ -713,23 +730,19 @@ def table():
               "Code is in `nanopref/`, tests are in [`tests/test_equations.py`](../tests/test_equations.py).", "",
               "| | source | statement | code | notebook, cell | test |", "| --- | --- | --- | --- | --- | --- |"]
     for number, (source, statement, code, test) in sorted(EQUATIONS.items()):
-        cells = ", ".join(f"[{name}]({name}.ipynb) {', '.join(str(i) for n, _, i in cells_of(number) if n == name)}"
-                          for name in dict.fromkeys(name for name, _, _ in cells_of(number)))
+        where = ", ".join(f"[{name}]({name}.ipynb) {', '.join(numbers)}" for name, numbers in cells()[number].items())
         names = ", ".join(f"`{name}`" for name in code.split())
         statement = statement.replace("|", "\\|")  # a bar ends a cell of the table
-        lines.append(f"| E{number} | {source} | {statement} | {names} | {cells} | `{test.__name__}` |")
+        lines.append(f"| E{number} | {source} | {statement} | {names} | {where} | `{test.__name__}` |")
     return "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("number", range(1, 35))
 def test_every_equation_has_code_a_notebook_cell_and_a_test(number):
     assert number in EQUATIONS
-    assert cells_of(number), f"no notebook has a heading '### E{number} · ...'"
+    assert cells()[number], f"no notebook has a heading '### E{number} · ...'"
     for name in EQUATIONS[number].code.split():
-        module, *attributes = name.split(".")
-        found = importlib.import_module(f"nanopref.{module}")
-        for attribute in attributes:
-            found = getattr(found, attribute)
+        place_of(name)
 
 
 def test_the_table_in_the_notebooks_folder_is_this_one():

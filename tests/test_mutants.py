@@ -1,5 +1,4 @@
 """The checks of test_losses.py must notice every planted bug, and notice it as a failed check, not as a crash."""
-import importlib
 import inspect
 import sys
 
@@ -7,7 +6,7 @@ import pytest
 
 from mutants import MISPRINTS, MUTANTS, apply, misprint
 from nanopref.losses import LOSSES
-from test_equations import EQUATIONS
+from test_equations import EQUATIONS, place_of
 from test_losses import CHECKS, check_bandit, check_gradient, check_rewards
 
 
@@ -69,12 +68,9 @@ class Reached(Exception):
 def test_the_test_of_an_equation_reaches_the_code_it_names(number, name, monkeypatch, request):
     def stop(*args, **kwargs):
         raise Reached
-    owner = importlib.import_module(f"nanopref.{name.split('.')[0]}")
-    *inside, last = name.split(".")[1:]
-    for attribute in inside:
-        owner = getattr(owner, attribute)
-    put_in_place_of(monkeypatch, getattr(owner, last), stop)
-    monkeypatch.setattr(owner, last, stop)
+    owner, attribute = place_of(name)
+    put_in_place_of(monkeypatch, getattr(owner, attribute), stop)
+    monkeypatch.setattr(owner, attribute, stop)  # a class is no module
     with pytest.raises(Reached):
         run_test_of(number, request)
 
