@@ -1,6 +1,8 @@
 """Train a reward model on preferences: configuration -> data -> trunk and head -> loop -> report.
 
     python train_rm.py                                  # on the embedded world, from its SFT model
+    python train_rm.py --length-penalty 0.03            # with a rule against length
+    python train_rm.py --ranking 4                      # from rankings of four responses
     python train_rm.py --model DIR --data my.jsonl      # on a pretrained model, a Hugging Face folder
 
 The reward model is the transformer with one number in place of the vocabulary, read at a response's last token and
@@ -18,9 +20,10 @@ from nanopref import examples as ex
 from nanopref.batch import batches, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
+from nanopref.errors import UserError
 from nanopref.memory import estimate, in_words, peak_in_words
-from nanopref.report import report_rm
-from nanopref.reward import bradley_terry, judge, pair_rewards, reward_metrics
+from nanopref.report_rm import report_rm
+from nanopref.reward import batch_loss, by_role, reward_metrics, rewards, score_pairs
 from nanopref.training import Checkpoints, announce, check_finite, learning_rate
 from train_po import start_from
 
@@ -38,33 +41,51 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)  # decides the new head
 
     # 2. Data, trunk and head.
-    splits = ex.load(config)
-    model, tokenizer = load_model(start, dtype=torch.float32, reward=True)
-    pairs, counts = ex.encode(tokenizer, splits.train, ("w", "l"), config.max_length)
-    tests = ex.held_out_pairs(tokenizer, splits, config.max_length)
-    announce(config, model, tokenizer, pairs, splits, counts, device)
+    splits, options = ex.load(config), config.knobs
+    groups = sorted({row.group or "" for row in splits.train}) if options["heads"] else None
+    if groups and "" in groups:
+        raise UserError(f"--heads needs the field `group` in every row of {config.data}")
+    model, tokenizer = load_model(start, dtype=torch.float32, reward=True, groups=groups)
+    examples, counts = ex.encode(tokenizer, splits.train, ("w", "between", "l"), config.max_length, groups=groups)
+    tests = ex.held_out_pairs(tokenizer, splits, config.max_length, groups)
+    if options["margin"] and any(e.scores is None for e in examples):
+        raise UserError(f"--margin needs a score for each response of {config.data}: score_chosen, score_rejected")
+    if options["balance_length"]:
+        examples = ex.length_balanced(examples, config.seed)
+    model.config.length_rule = length_rule(options, examples) or model.config.length_rule
+    announce(config, model, tokenizer, examples, splits, counts, device)
     model.to(device)
     model.gradient_checkpointing = config.gradient_checkpointing
-    print(in_words(estimate(model, pairs, config.batch_size // config.accumulate,
-                            lambda batch: pair_rewards(model, batch)[0], autocast)))
+    print(in_words(estimate(model, examples, config.batch_size // config.accumulate,
+                            lambda batch: rewards(model, batch), autocast)))
 
     # 3. Loop, between two judgements.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
     with autocast:
-        before = {name: judge(model, test) for name, test in tests.items()}
-    loop(config, folder, model, tokenizer, pairs, device, autocast)
+        before = {name: score_pairs(model, test, splits.gold) for name, test in tests.items()}
+    loop(config, folder, model, tokenizer, examples, device, autocast)
     with autocast:
-        after = {name: judge(model, test) for name, test in tests.items()}
+        after = {name: score_pairs(model, test, splits.gold) for name, test in tests.items()}
 
     # 4. Report.
     report_rm(config, folder, {name: {"before": before[name], "after": after[name]} for name in tests}, splits)
     return folder
 
 
-def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autocast) -> None:
+def length_rule(options, examples) -> dict | None:
+    """What is kept in the model's config.json: see reward.by_length."""
+    lengths = [len(response) for e in examples for response in e.responses]
+    if options["length_alpha"] is not None:
+        return {"alpha": options["length_alpha"], "mean": sum(lengths) / len(lengths)}
+    if options["length_penalty"]:
+        return {"penalty": options["length_penalty"], "mean": sum(lengths) / len(lengths)}
+    return None
+
+
+def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
-    steps = len(pairs) // config.batch_size * config.epochs
+    steps = len(examples) // config.batch_size * config.epochs
     micro = config.batch_size // config.accumulate
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
                                   fused=device.type == "cuda")  # there the plain one makes a copy of all weights
@@ -73,7 +94,7 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
 
     began = time.time()
     with tqdm(total=steps, initial=first, desc="rm") as progress:
-        for step, chunk in enumerate(batches(pairs, config.batch_size, config.seed, config.epochs)):
+        for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
             if step < first:
                 continue
             lr = learning_rate(config, step, steps)
@@ -83,11 +104,11 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, pairs, device, autoc
             for i in range(0, len(chunk), micro):
                 part = collate(chunk[i:i + micro]).to(device)
                 with autocast:
-                    chosen, rejected = pair_rewards(model, part)
-                loss = bradley_terry(chosen, rejected).sum() / len(chunk)  # over the step's pairs: accumulation is exact
-                loss.backward()
+                    found = rewards(model, part)
+                loss = batch_loss(found, part, config.knobs["margin"], config.knobs["center"]) / len(chunk)
+                loss.backward()  # a mean over the step's examples, so accumulation is exact
                 total += loss.item()
-                logged.append((chosen, rejected))
+                logged.append(by_role(found, part))
                 tokens += (part.example >= 0).sum().item()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             check_finite(step, total, grad_norm, config, folder)

@@ -8,41 +8,13 @@ the training pairs, the demonstrations, the order and the samples; the test prom
 """
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 from . import world
-from .config import ROOT, SHIPPED_BASE, exit_on_user_error, parse
-from .errors import UserError
+from .config import exit_on_user_error
 from .evaluate import mean_se
+from .seeds import over_seeds, train_all
 
 LOSSES = ("dpo", "ln_dpo", "simpo", "ipo", "kto", "cpo", "orpo")
-
-
-def run_seed(seed: int, losses, out: str, flags: list[str]) -> dict:
-    """Train and judge every loss for one seed; {"sft" | loss: report}. `flags` go to the preference runs. One thread:
-    two runs of one thread each get more done than one of two. Raises UserError with what a failed run printed."""
-    reports, start = {}, SHIPPED_BASE
-    for loss in ("sft", *losses):
-        arguments = ["--loss", loss, "--seed", str(seed), "--out", out, *(flags if loss != "sft" else [])]
-        done = subprocess.run([sys.executable, str(ROOT / "train_po.py"), *arguments], capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise UserError(f"train_po.py {' '.join(arguments)} failed: {done.stderr.strip()[-2000:]}")
-        folder = parse(arguments).folder(start)
-        reports[loss] = json.loads((folder / "report.json").read_text())
-        if loss == "sft":
-            start = folder / "model"
-        print(f"seed {seed}: {loss} done", file=sys.stderr, flush=True)
-    return reports
-
-
-def over_seeds(values) -> str:
-    """Mean ± standard deviation over the seeds."""
-    return f"{statistics.mean(values):6.2f} ±{statistics.stdev(values) if len(values) > 1 else 0.0:5.2f}"
 
 
 def main() -> None:
@@ -53,8 +25,12 @@ def main() -> None:
     p.add_argument("--out", default="runs", help="where runs are kept (default: runs)")
     p.add_argument("--jobs", type=int, default=2, help="seeds trained at a time, one thread each (default: 2)")
     args, flags = p.parse_known_args()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        by_seed = list(pool.map(lambda seed: run_seed(seed, args.losses, args.out, flags), range(args.seeds)))
+    runs = [(seed, loss) for seed in range(args.seeds) for loss in ("sft", *args.losses)]
+    folders = train_all([("train_po.py", ["--loss", loss, "--seed", seed, "--out", args.out, *(flags if loss != "sft" else [])])
+                         for seed, loss in runs], args.jobs)
+    by_seed = [{} for _ in range(args.seeds)]
+    for (seed, loss), folder in zip(runs, folders):
+        by_seed[seed][loss] = json.loads((folder / "report.json").read_text())
 
     print(f"Mean ± standard deviation over {args.seeds} seeds. z: smallest gain over SFT in standard errors of any seed.\n")
     for split in ("test_id", "test_ood"):

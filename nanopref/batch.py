@@ -24,17 +24,23 @@ from .losses import Seq
 
 ROW = 256  # tokens per row: long enough to fill well, short enough that attention stays cheap
 LOGITS = 2 ** 24  # numbers: 64 MB in float32; all of 8 pairs x 256 tokens x 49,152 would be 800 MB, several times over
-CHOSEN, REJECTED, MISMATCHED = 0, 1, 2  # roles; MISMATCHED: some other prompt's response, for KTO's KL estimate
+# Roles. MISMATCHED: some other prompt's response, for KTO's KL estimate. BETWEEN: in a ranking, of which CHOSEN is the
+# best response and REJECTED the worst.
+CHOSEN, REJECTED, MISMATCHED, BETWEEN = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Example:
     """Token ids of one prompt and its responses. `roles` says what each response is; `ref_logps` (nats, summed over
-    the response) comes from the reference model."""
+    the response) comes from the reference model; `scores` is what the data says each response is worth; `group` is the
+    number of the annotators' group, and of the head that learns from it; `row` is what all this was made of."""
     prompt: list
     responses: list
     roles: list
     ref_logps: list = None
+    scores: list = None
+    group: int = 0
+    row: object = None
 
     @property
     def n_tokens(self):
@@ -55,6 +61,8 @@ class Batch:
     roles: torch.Tensor         # (R,)
     lengths: torch.Tensor       # (R,) tokens
     ref_logps: torch.Tensor     # (R,) nats, or NaN where no reference was computed
+    scores: torch.Tensor        # (R,) points, or NaN where the data has none
+    group: torch.Tensor         # (R,) number of the annotators' group
     n_examples: int
 
     def to(self, device):
@@ -107,13 +115,14 @@ def collate(examples) -> Batch:
             start = at
     responses = [response for e in examples for response in e.responses]
     lengths = [len(response) for response in responses]
-    refs = [x for e in examples for x in (e.ref_logps or [float("nan")] * len(e.responses))]
+    flat = lambda name: torch.tensor([x for e in examples for x in getattr(e, name) or [float("nan")] * len(e.responses)])
     return Batch(*map(torch.as_tensor, (ids, positions, example, segments)),
                  predictor=torch.as_tensor(np.concatenate(predictor)),
                  target=torch.as_tensor(np.concatenate(responses)),
                  response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
                  last=torch.as_tensor(last), roles=torch.tensor([role for e in examples for role in e.roles]),
-                 lengths=torch.tensor(lengths), ref_logps=torch.tensor(refs), n_examples=len(examples))
+                 lengths=torch.tensor(lengths), ref_logps=flat("ref_logps"), scores=flat("scores"),
+                 group=torch.tensor([e.group for e in examples for _ in e.responses]), n_examples=len(examples))
 
 
 class ChunkedLogps(torch.autograd.Function):

@@ -164,26 +164,29 @@ def new_model(texts, vocab_size, architecture):
     return Transformer(Config(vocab_size=tokenizer.vocab_size, **tokenizer.ids, **architecture)), tokenizer
 
 
-def load_model(folder, device="cpu", dtype=None, reward=False):
+def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
     """(Transformer, ChatTokenizer); dtype None keeps the stored one. UserError for whatever cannot be read.
 
     reward  the model gets a scalar head instead of its language-model head: the folder's own if it is a reward model's,
             else a new, random one
+    groups  with reward: names of the annotators' groups, each of which gets a new head of its own
     """
     config = config_from_json_file(find(folder, "config.json"))
     tokenizer = load_tokenizer(folder)
     if tokenizer.largest_id >= config.vocab_size:
         raise UserError(f"{find(folder, 'tokenizer.json')}: token ids up to {tokenizer.largest_id}, but config.json "
                         f"has vocab_size {config.vocab_size}: they belong to different models, download both again")
-    has_head = config.num_labels == 1
-    config = replace(config, **tokenizer.ids, num_labels=int(reward or has_head))
+    has_head = config.num_labels > 0 and not groups
+    if reward and not has_head:
+        config = replace(config, num_labels=len(groups or [None]), groups=groups)
+    config = replace(config, **tokenizer.ids)
     with torch.device("meta"):  # no memory and no random numbers spent on weights about to be replaced
         model = Transformer(config)
     path, tensors = _read_weights(folder, device, dtype)
     tensors = _without_copies(path, tensors, config)
     if reward and not has_head:
         tensors.pop("lm_head.weight", None)
-        tensors["score.weight"] = torch.empty(1, config.hidden_size).normal_(std=0.02)
+        tensors["score.weight"] = torch.empty(config.num_labels, config.hidden_size).normal_(std=0.02)
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         stored, wanted = (list(given[name].shape) if name in given else "absent" for given in (tensors, expected))

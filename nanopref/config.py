@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from . import world
+from . import reward, world
 from .checkpoint import digest
 from .errors import UserError
 from .hub import data_files
 from .losses import LOSSES, check_knobs, help_text, knobs
-from .reward import bradley_terry, d_bradley_terry
 
 ROOT = Path(__file__).parent.parent
 SHIPPED_BASE = ROOT / "data" / "base"
@@ -44,6 +43,12 @@ A stage that is already done is found in --out and reused; a base model of the e
 
 Losses and their knobs (a knob belongs to its loss; the defaults live in nanopref/losses.py alone):
 
+"""
+
+RM_EPILOG = """
+Every rule about length is kept in the model folder and applied whenever this project scores with it. The options are
+explained with their formulas and gradients in nanopref/reward.py; what each does to accuracy and to length bias is
+measured by  python -m nanopref.findings.options
 """
 
 NOT_DECIDING = ("device", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
@@ -77,8 +82,9 @@ class RunConfig:
     out: str = "runs"
 
     def __post_init__(self):
-        if self.loss != "rm":
-            self.knobs = check_knobs(self.loss, self.knobs)
+        self.knobs = reward.check_options(self.knobs) if self.loss == "rm" else check_knobs(self.loss, self.knobs)
+        if self.knobs.get("ranking", 2) > 2 and self.data != "world":
+            raise UserError("--ranking goes with the embedded world; a file of rankings is recognised by its field `ranked`")
         if self.model == "scratch" and self.loss != "sft":
             raise UserError("--model scratch trains the base model, on plain text: it goes with --loss sft")
         self.model = self.model or ("base" if self.loss == "sft" else "sft")
@@ -137,7 +143,8 @@ class RunConfig:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
         `start`, the data and the loss's own code included. Another setting is another folder, so nothing is overwritten."""
         decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
-        used = (bradley_terry, d_bradley_terry) if self.stage == "rm" else (LOSSES[self.loss].fn, LOSSES[self.loss].grad)
+        used = (reward.batch_loss, reward.ranking, reward.bradley_terry, reward.by_length) if self.stage == "rm" else (
+            LOSSES[self.loss].fn, LOSSES[self.loss].grad)
         source = "".join(inspect.getsource(function) for function in used)  # may be under work
         found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         if start:
@@ -176,19 +183,26 @@ def parse(argv=None) -> RunConfig:
     for knob, value in defaults.items():
         p.add_argument(f"--{knob.replace('_', '-')}", dest=f"knob_{knob}", metavar="X", help=argparse.SUPPRESS,
                        type=_boolean if isinstance(value, bool) else float)
-    given = vars(p.parse_args(argv))
+    return _config(**vars(p.parse_args(argv)))
+
+
+def _config(**given):
     knobs_given = {k[len("knob_"):]: v for k, v in given.items() if k.startswith("knob_") and v is not None}
     return RunConfig(knobs=knobs_given, **{k: v for k, v in given.items() if not k.startswith("knob_")})
 
 
 def parse_rm(argv=None) -> RunConfig:
     """The command line of train_rm.py as a RunConfig."""
-    p = Parser(prog="train_rm.py", allow_abbrev=False,
-               description="Train a Bradley-Terry reward model on preferences, and measure it on pairs it has not seen.")
+    p = Parser(prog="train_rm.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+               description="Train a Bradley-Terry reward model on preferences, measure it on pairs it has not seen, and show "
+               "what it has learnt.", epilog=RM_EPILOG)
     p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="the trunk under the new scalar head: the "
                    "SFT model (default), the base model, a Hugging Face folder, or the name of one on the hub")
+    for name, (default, metavar, text) in reward.OPTIONS.items():
+        kind = {"action": "store_true"} if default is False else {"type": type(default or 0.0), "metavar": metavar}
+        p.add_argument(f"--{name}", dest=f"knob_{name.replace('-', '_')}", default=default, help=text, **kind)
     _shared_options(p, ("rm",))
-    return RunConfig(loss="rm", **vars(p.parse_args(argv)))
+    return _config(loss="rm", **vars(p.parse_args(argv)))
 
 
 def _shared_options(p, stages):

@@ -26,6 +26,10 @@ class Row:
     chosen: str | None
     rejected: str | None
     line: int             # 1-based line of the file, item of the JSON list or row of the Parquet file
+    between: tuple = ()   # of a ranking: the responses between chosen, its best, and rejected, its worst
+    scores: tuple | None = None   # what the file says that (chosen, *between, rejected) are worth
+    preferred: int | None = None  # 1 or 2: which response in the file's own order is the chosen one; None without order
+    group: str | None = None      # of annotators
 
     @property
     def key(self):
@@ -68,7 +72,7 @@ def read(path, strict=False, axis=None):
             if found not in (known_format, None):
                 raise UserError(f"{path}, {where}: a row in format {found} in a file in format {known_format}. "
                                 "Keep one format per file: move these rows to a file of their own")
-            rows.append(Row(*parse(row, known_format, convert), line=number))
+            rows.append(Row(**parse(row, known_format, convert), line=number))
         except BadRow as bad:
             if strict:
                 raise UserError(f"{path}, {where}: {bad}. "

@@ -5,6 +5,7 @@ the characters that two strings share: two answers that start alike would lose t
 """
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,8 @@ def converter(row, found, axis, where):
 
 
 def parse(row, known_format, convert):
-    """(prompt messages, chosen text or None, rejected text or None); raises BadRow."""
+    """The fields of a Row but for its line: prompt messages, chosen text or None, rejected text or None, and what the
+    row says besides; raises BadRow."""
     fields = FORMATS[known_format][0]
     for field in fields:
         if field not in row:
@@ -83,7 +85,35 @@ def parse(row, known_format, convert):
     texts = [side[-1].content.strip() if side else None for side in (chosen, rejected)]
     if texts[0] == texts[1]:
         raise BadRow("identical", rejected[-1].field, f"a text other than that of {chosen[-1].field}")
-    return tuple({"role": turn.role, "content": turn.content} for turn in sides[0][:-1]), *texts
+    prompt = tuple({"role": turn.role, "content": turn.content} for turn in sides[0][:-1])
+    besides = _aside(row, known_format, chosen, rejected) if chosen and rejected else {}
+    return {"prompt": prompt, "chosen": texts[0], "rejected": texts[1], **besides}
+
+
+def _aside(row, known_format, chosen, rejected):
+    """What a pair says besides, as fields of Row: `between`, `scores`, `preferred`, `group`; what is absent is left out."""
+    found = {}
+    if known_format == "ranking":
+        found["between"] = tuple(text.strip() for text in row["ranked"][1:-1])
+    fields = [chosen[-1].field, rejected[-1].field]
+    if known_format in ORDERED:
+        found["preferred"] = ORDERED[known_format].index(fields[0]) + 1
+    names = SCORES.get(known_format, {"chosen": "score_chosen", "rejected": "score_rejected"})
+    scores = row.get("scores") if known_format == "ranking" else [row.get(names.get(field)) for field in fields]
+    if isinstance(scores, list) and None in scores:  # null is the same as absent
+        scores = None
+    if scores is not None:
+        n = 2 + len(found.get("between", ()))
+        if not (isinstance(scores, list) and len(scores) == n and all(map(_is_finite, scores))):
+            raise BadRow("wrong type", "scores", "one finite number for each response")
+        found["scores"] = tuple(map(float, scores))
+    if _text(row, "group"):
+        found["group"] = row["group"]
+    return found
+
+
+def _is_finite(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_conversation(turns):
@@ -153,6 +183,19 @@ def _ranked(row, prompt_field, label, responses):
     return _answered(prompt, row, chosen), _answered(prompt, row, rejected)
 
 
+def _ranking(row):
+    texts = row["ranked"]
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise BadRow("wrong type", "ranked", "a list of two or more strings, the best response first")
+    texts = [text.strip() for text in texts]
+    if "" in texts:
+        raise BadRow("empty response", "ranked", "text that is not blank")
+    if len(set(texts)) < len(texts):
+        raise BadRow("identical", "ranked", "texts that all differ")
+    prompt = _prompt(row, "prompt")
+    return [*prompt, Turn("assistant", texts[0], "ranked")], [*prompt, Turn("assistant", texts[-1], "ranked")]
+
+
 def _ultrafeedback(row):
     if row["score_chosen"] == row["score_rejected"]:
         raise BadRow("tie", "score_rejected", "a score other than score_chosen")
@@ -202,6 +245,7 @@ FORMATS = {
     "pku-saferlhf": (
         ("prompt", "response_0", "response_1", "better_response_id", "safer_response_id"),
         lambda row, axis: _ranked(row, "prompt", f"{axis}_response_id", {0: "response_0", 1: "response_1"})),
+    "ranking": (("prompt", "ranked"), _ranking),
     "ultrafeedback": (("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), _ultrafeedback),
     "sharegpt": (("conversations", "chosen", "rejected"), lambda row: _pair(_prompt(row, "conversations"), row)),
     "alpaca": (("instruction", "chosen", "rejected"), lambda row: _pair(_alpaca(row), row)),
@@ -224,5 +268,8 @@ FORMATS = {
     "sharegpt-demonstrations": (("conversations",), lambda row: (_prompt(row, "conversations"), None)),
     "ms-swift-demonstrations": (("messages",), lambda row: (_turns(row, "messages"), None)),
 }
+# The responses in the file's own order, by which a preference for the first can be seen, and the fields of their scores.
+ORDERED = {"align-anything": ("response_1", "response_2"), "pku-saferlhf": ("response_0", "response_1")}
+SCORES = {"align-anything": {"response_1": "gold_1", "response_2": "gold_2"}, "pku-saferlhf": {}}
 # What `chosen` must be where the fields alone do not tell; a transcript is a string that starts with HH_START.
 KIND_OF_CHOSEN = {"ultrafeedback": "list", "hh-rlhf": "transcript", "messages": "list", "pairs": "string"}

@@ -33,7 +33,9 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
-    num_labels: int = 0  # 1 adds `score`, the scalar head of a reward or value model
+    num_labels: int = 0  # 1 adds `score`, the scalar head of a reward or value model; more: one head per group
+    groups: list | None = None  # names of the annotators' groups that the heads belong to
+    length_rule: dict | None = None  # what a reward model does to its reward by the response's length: reward.by_length
 
     def __post_init__(self):
         if self.num_key_value_heads is None:
@@ -51,8 +53,13 @@ class Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(f"config: num_attention_heads {self.num_attention_heads} must be a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
-        if self.num_labels not in (0, 1):
-            raise UserError(f"config: num_labels must be 0 or 1, not {self.num_labels!r}")
+        heads = len(self.groups or ["everybody"])
+        if self.num_labels not in (0, heads):
+            raise UserError(f"config: num_labels must be 0 or {heads}, not {self.num_labels!r}")
+        rule = self.length_rule
+        if rule is not None and (set(rule) not in ({"alpha", "mean"}, {"penalty", "mean"}) or not all(
+                type(x) in (int, float) and x >= 0 for x in rule.values())):
+            raise UserError(f"config: length_rule must hold alpha or penalty, and mean, all at least 0, not {rule!r}")
 
     @property
     def head_dim(self):
@@ -190,7 +197,7 @@ class Transformer(nn.Module):
         if not config.tie_word_embeddings and not config.num_labels:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.num_labels:
-            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+            self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

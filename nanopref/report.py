@@ -6,17 +6,16 @@ import torch
 
 from .checkpoint import load_model
 from .config import RunConfig
-from .evaluate import answers, measure, wilson
+from .evaluate import answers, measure
 
-# measure, label, number format, explanation
+# measure, label, number format
 ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{:.2f}"),
         ("ties_vs_chosen", "  of these ties", "{:.2f}"), ("win_vs_sft", "win vs start", "{:.2f}"),
         ("ties_vs_sft", "  of these ties", "{:.2f}"), ("kl", "KL to start (nats)", "{:.1f}"),
         ("length", "length (tokens)", "{:.1f}"), ("correct", "right answers", "{:.2f}"),
         ("over_refusal", "over-refusal", "{:.2f}"), ("harmful", "harm not refused", "{:.2f}"),
         ("well_formed", "well-formed", "{:.2f}"), ("finished", "finished (EOS)", "{:.2f}"),
-        ("accuracy", "pair accuracy", "{:.2f}"), ("margin", "margin", "{:.2f}"),
-        ("reward_mean", "reward mean", "{:.2f}"), ("reward_std", "reward std", "{:.2f}"))
+        ("accuracy", "pair accuracy", "{:.2f}"))
 
 
 def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, splits, autocast) -> None:
@@ -28,7 +27,7 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     result = {"config": {"loss": config.loss, "knobs": config.knobs, "data": config.data, "seed": config.seed},
               "last_step": metrics[-1], "measures": {}}
     if config.stage == "base":
-        _finish(folder, result)
+        finish(folder, result)
         return
     policy.eval()
     start = None
@@ -66,36 +65,24 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     from .plots import training_figure  # matplotlib takes a second to import
     figure = training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
     print(f"\nfigure: {figure}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
-    _finish(folder, result)
+    finish(folder, result)
 
 
-def report_rm(config: RunConfig, folder: Path, measures: dict, splits) -> None:
-    """Print and keep what `judge` found, {split: {"before": ..., "after": ...}}: report.json, written last."""
-    note = "± is one standard error over the test pairs; a tie is wrong."
-    print("\n" + table(measures, {"before": "before training", "after": "after"}, splits.best_accuracy, note))
-    for split, by in measures.items():
-        accuracy, n = by["after"]["accuracy"][0], by["after"]["n_pairs"][0]
-        low, high = wilson(round(accuracy * n), n)
-        print(f"On {split} {accuracy:.1%} of {n} pairs are ranked right; 95 % interval {low:.1%} to {high:.1%}; "
-              "chance is 50 %.")
-    print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
-    _finish(folder, {"config": {"loss": "rm", "data": config.data, "seed": config.seed}, "measures": measures,
-                     "best_accuracy": splits.best_accuracy})
-
-
-def _finish(folder, result):
+def finish(folder, result):
+    """Writes report.json in one step: its presence is what marks a run as done."""
     partial = folder / "report.json.tmp"
     partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     partial.replace(folder / "report.json")
 
 
 def table(measures: dict, names: dict, best_accuracy: dict,
-          note="± is one standard error over the test prompts; a tie counts half a win.") -> str:
-    """The measures as text: splits beside each other, start before policy, each mean with its standard error."""
+          note="± is one standard error over the test prompts; a tie counts half a win.", rows=ROWS) -> str:
+    """The measures as text: splits beside each other, start before policy, each mean with its standard error. `rows`:
+    (measure, label, number format) of each line."""
     columns = [(split, who) for split in measures for who in measures[split]]
     lines = [" " * 20 + "".join(f"{split:>18}" for split, _ in columns),
              " " * 20 + "".join(f"{names[who]:>18}" for _, who in columns)]
-    for key, label, form in ROWS:
+    for key, label, form in rows:
         if not any(key in measures[split][who] for split, who in columns):
             continue
         cells = []

@@ -7,22 +7,63 @@ import torch
 import torch.nn.functional as F
 
 from .batch import CHOSEN, REJECTED, Batch, at_least_float32, collate
-from .evaluate import mean_se
+from .errors import UserError
+from .gold import gold_reward
 
 
-def bradley_terry(chosen, rejected):
-    """The negative log-likelihood of the labels (documents 001 and 003; Ouyang et al. 2022, eq. 1).
+# Options of train_rm.py: (default, its argument in --help, explanation). A default of False is a switch.
+OPTIONS = {
+    "center": (0.0, "ETA", "add ETA (r_chosen + r_rejected)^2 to the loss: labels leave the origin of a reward open, this "
+               "pulls it to 0; 0.01 is enough (default: 0)"),
+    "margin": (0.0, "M", "demand r_chosen - r_rejected of at least M times the difference of the two scores that the data "
+               "gives (Llama 2): score_chosen, score_rejected, or the world's gold scores (default: 0, labels alone)"),
+    "ranking": (2, "K", "on the embedded world: learn from rankings of K responses instead of pairs, as many responses in "
+                "all (InstructGPT); a file of rankings is recognised by itself (default: 2)"),
+    "length-penalty": (0.0, "LAM", "learn and give r - LAM |length - L0|, in reward per token, L0 the mean training length; "
+                       "0.01 to 0.1 are sensible (default: 0)"),
+    "length-alpha": (None, "A", "learn and give r (A + L0) / (A + length), document 000's division by length; A in tokens "
+                     "(default: no division)"),
+    "balance-length": (False, None, "draw the training pairs again, so that among pairs that differ about as much in length "
+                       "the longer response is chosen as often as the shorter one"),
+    "heads": (False, None, "one head per annotator group on a shared trunk; needs the field `group` in every row"),
+}
 
-    loss = -log sigmoid(r_w - r_l)
-    chosen, rejected: rewards (B,). Returns (B,) nats per pair; log 2 where the two rewards are equal."""
-    return -F.logsigmoid(chosen - rejected)
+
+def check_options(given: dict) -> dict:
+    """All of OPTIONS with their values, by name with _ for -; UserError for one that makes no sense."""
+    values = {name.replace("-", "_"): default for name, (default, *_) in OPTIONS.items()}
+    for name, value in given.items():
+        if name not in values:
+            raise UserError(f"a reward model has no option {name}; it has {', '.join(values)}")
+        if type(value) in (int, float) and not (0 <= value < float("inf")):
+            raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0, got {value}")
+        values[name] = value
+    if values["ranking"] < 2:
+        raise UserError(f"--ranking takes at least 2 responses, got {values['ranking']}")
+    if values["length_penalty"] and values["length_alpha"] is not None:
+        raise UserError("--length-penalty and --length-alpha are two rules for one thing: give one of them")
+    return values
 
 
-def d_bradley_terry(chosen, rejected):
-    """(d loss / d r_w, d loss / d r_l), (B,) each: with s = sigmoid(r_l - r_w), the probability given to the wrong
-    order, -s and +s. A pair that is ranked right with certainty no longer teaches."""
-    s = torch.sigmoid(rejected - chosen)
-    return -s, s
+def bradley_terry(chosen, rejected, margin=0.0, center=0.0):
+    """The negative log-likelihood of the labels (documents 001 and 003; Ouyang et al. 2022, eq. 1), with two additions
+    that are 0 unless asked for.
+
+    loss = -log sigmoid(r_w - r_l - margin) + center (r_w + r_l)^2
+
+    chosen, rejected: rewards (B,). margin, a number or (B,): how far apart the two must be to count as ranked right
+    (Touvron et al. 2023, Llama 2, eq. 2). center, per squared reward: a pull of each pair's mean to 0, the origin that the
+    labels leave open (Eisenstein et al. 2023). Returns (B,) nats per pair; log 2 where the two rewards are equal (and
+    margin and center 0)."""
+    return -F.logsigmoid(chosen - rejected - margin) + center * (chosen + rejected) ** 2
+
+
+def d_bradley_terry(chosen, rejected, margin=0.0, center=0.0):
+    """(d loss / d r_w, d loss / d r_l), (B,) each: with s = sigmoid(r_l + margin - r_w), the probability given to the wrong
+    order, -s and +s. A pair that is ranked right with certainty no longer teaches. Centring adds the same to both:
+    2 center (r_w + r_l)."""
+    s, c = torch.sigmoid(rejected + margin - chosen), 2 * center * (chosen + rejected)
+    return c - s, c + s
 
 
 def ranked_pairs(ranked):
@@ -32,22 +73,36 @@ def ranked_pairs(ranked):
     return torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1)
 
 
-def ranking(ranked):
+def ranking(ranked, margins=0.0, center=0.0):
     """InstructGPT's loss of a ranking of K responses (Ouyang et al. 2022, eq. 1; document 003): Bradley-Terry over all
     K (K - 1) / 2 pairs of one prompt, averaged, so that a prompt counts once however many responses it has.
 
-    ranked: rewards (B, K), K >= 2, the best response first, no ties; ValueError for another shape. Returns (B,) nats;
-    K = 2 is bradley_terry."""
+    ranked: rewards (B, K), K >= 2, the best response first, no ties; ValueError for another shape. margins: a number or
+    (B, K (K - 1) / 2), in the order of ranked_pairs. Returns (B,) nats; K = 2 is bradley_terry."""
     better, worse = ranked_pairs(ranked)
-    return bradley_terry(ranked[:, better], ranked[:, worse]).mean(1)
+    return bradley_terry(ranked[:, better], ranked[:, worse], margins, center).mean(1)
 
 
-def d_ranking(ranked):
+def d_ranking(ranked, margins=0.0, center=0.0):
     """d loss / d reward, (B, K): every pair pushes its better response up and its worse one down."""
     better, worse = ranked_pairs(ranked)
-    d_better, d_worse = d_bradley_terry(ranked[:, better], ranked[:, worse])
+    d_better, d_worse = d_bradley_terry(ranked[:, better], ranked[:, worse], margins, center)
     grad = torch.zeros_like(ranked).index_add(1, better, d_better).index_add(1, worse, d_worse)
     return grad / len(better)
+
+
+def batch_loss(found, batch: Batch, margin=0.0, center=0.0):
+    """The loss summed over the examples of a batch, pairs or rankings: `found` are its rewards (R,), `margin` is per point
+    of difference between the scores that the data gives to better and worse."""
+    example = batch.example.flatten()[batch.last]                        # (R,) to which of them a response belongs
+    sizes, total = torch.bincount(example), 0.0
+    for K in sizes.unique().tolist():
+        rows = sizes[example] == K
+        ranked, scores = found[rows].view(-1, K), batch.scores[rows].view(-1, K)  # an example's responses stand best first
+        better, worse = ranked_pairs(ranked)
+        margins = margin * (scores[:, better] - scores[:, worse]) if margin else 0.0
+        total = total + ranking(ranked, margins, center).sum()
+    return total
 
 
 def length_normalised(reward, length, alpha):
@@ -66,16 +121,59 @@ def length_penalised(reward, length, lam, target):
     return reward - lam * (length - target).abs()
 
 
+def by_length(rule, reward, length):
+    """The reward after a model's own rule about length; the same in training and ever after. `rule`, of its config.json:
+
+    None                          as it is
+    {"alpha": a, "mean": L0}      length_normalised times the constant a + L0, so that at L0 a reward stays what it is
+    {"penalty": lam, "mean": L0}  length_penalised with target L0
+    L0 is the mean length of the training responses, in tokens."""
+    if rule is None:
+        return reward
+    length = length.to(reward.dtype)
+    if "alpha" in rule:
+        return (rule["alpha"] + rule["mean"]) * length_normalised(reward, length, rule["alpha"])
+    return length_penalised(reward, length, rule["penalty"], rule["mean"])
+
+
 def rewards(model, batch: Batch) -> torch.Tensor:
     """The reward of every response, (R,) float32 at least: the scalar head at its last token, which is the end of turn
-    unless the response was cut."""
+    unless the response was cut; the head of its group where there are several; after the model's rule about length."""
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)  # (B*T, d)
-    return at_least_float32(model.score(hidden[batch.last])[:, 0])
+    reward = model.score(hidden[batch.last]).gather(1, batch.group[:, None])[:, 0]
+    return by_length(model.config.length_rule, at_least_float32(reward), batch.lengths)
 
 
-def pair_rewards(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rewards (chosen, rejected) of a batch of pairs, (B,) each."""
-    found = rewards(model, batch)
+@torch.no_grad()
+def scores(model, examples, progress=lambda parts: parts) -> list:
+    """The reward of every response of every example, [[float, ...], ...]: in eval mode, without gradient."""
+    was_training = model.training
+    model.eval()
+    device, found = next(model.parameters()).device, []
+    for start in progress(range(0, len(examples), 64)):
+        part = examples[start:start + 64]
+        flat = iter(rewards(model, collate(part).to(device)).tolist())
+        found += [[next(flat) for _ in e.responses] for e in part]
+    model.train(was_training)
+    return found
+
+
+def score_pairs(model, pairs, gold) -> list[dict]:
+    """What nanopref/evaluate_rm.py judges, per pair: prompt and responses as texts, rewards, lengths in tokens and, with
+    `gold`, the world's gold rewards. `pairs`: Examples with their rows, as examples.encode makes them."""
+    found = []
+    for pair, (chosen, rejected) in zip(pairs, scores(model, pairs)):
+        row, prompt = pair.row, pair.row.prompt[-1]["content"]
+        one = {"prompt": prompt, "chosen": row.chosen, "rejected": row.rejected, "reward_chosen": chosen,
+               "reward_rejected": rejected, "length_chosen": len(pair.responses[0]), "length_rejected": len(pair.responses[1])}
+        if gold:
+            one |= {f"gold_{side}": gold_reward(prompt, one[side])["total"] for side in ("chosen", "rejected")}
+        found.append(one)
+    return found
+
+
+def by_role(found, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rewards (chosen, rejected) among those of a batch, (B,) each: of a ranking its best and its worst."""
     return found[batch.roles == CHOSEN], found[batch.roles == REJECTED]
 
 
@@ -86,24 +184,3 @@ def reward_metrics(parts) -> dict:
     return {"rewards/chosen": chosen.mean().item(), "rewards/rejected": rejected.mean().item(),
             "rewards/margins": (chosen - rejected).mean().item(),
             "rewards/accuracies": (chosen > rejected).float().mean().item()}
-
-
-@torch.no_grad()
-def judge(model, pairs) -> dict:
-    """Document 000's three figures, and the margin, on a list of pairs (Examples), each [value, standard error or 0]:
-
-    n_pairs      how many there are
-    accuracy     share of pairs whose chosen response has the higher reward; a tie is wrong
-    reward_mean  over all responses, chosen and rejected
-    reward_std   of the same
-    margin       mean of chosen minus rejected
-    """
-    model.eval()
-    device, chosen, rejected = next(model.parameters()).device, [], []
-    for start in range(0, len(pairs), 64):
-        w, l = pair_rewards(model, collate(pairs[start:start + 64]).to(device))
-        chosen, rejected = chosen + w.tolist(), rejected + l.tolist()
-    both = torch.tensor(chosen + rejected)
-    return {"n_pairs": [len(pairs), 0.0], "accuracy": mean_se([float(w > l) for w, l in zip(chosen, rejected)]),
-            "reward_mean": [both.mean().item(), 0.0], "reward_std": [both.std().item(), 0.0],
-            "margin": mean_se([w - l for w, l in zip(chosen, rejected)])}

@@ -12,9 +12,10 @@ import json
 import math
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .gold import gold_reward
+from .gold import PARTS, gold_reward
 
 TABLES_PATH = Path(__file__).parent.parent / "data" / "world.json"
 TABLES = json.loads(TABLES_PATH.read_text())
@@ -236,6 +237,33 @@ def best_accuracy(rows: list[dict]) -> float:
     return sum(max(x, 1 - x) for x in p) / len(p)
 
 
+# Annotators who value the gold reward's parts differently: the factor of each part, 1 where none is given.
+# `over_refusal` is the part `refusal` of a harmless request, so that -1 means: better refuse once too often.
+# Facts count alike for all.
+GROUPS = {"curious": {"detail": 2.0, "ramble": 0.5},
+          "hurried": {"detail": -1.0, "ramble": 2.0, "tone": 0.0},
+          "careful": {"detail": -0.5, "tone": 3.0, "refusal": 2.0, "over_refusal": -1.0}}
+
+
+def group_reward(group: str, prompt: str, text: str) -> float:
+    """What a response is worth to one of GROUPS: the gold reward's parts, each times the group's factor, summed."""
+    found = gold_reward(prompt, text)
+    parts = {part: found[part] for part in PARTS}
+    if not found["risky"]:
+        parts["over_refusal"] = parts.pop("refusal")
+    return sum(GROUPS[group].get(part, 1.0) * points for part, points in parts.items())
+
+
+def disagreement(rows: list[dict], a: str, b: str) -> float:
+    """Share of the pairs whose better response is another one for group a than for group b; a tie of either is none."""
+    def gain(group, row):
+        first, second = (group_reward(group, row["question"], row[f"response_{i}"]) for i in (1, 2))
+        return first - second
+
+    # not 0: equal sums may differ by a rounding error
+    return sum(gain(a, row) * gain(b, row) < -1e-9 for row in rows) / len(rows)
+
+
 def _draw(pool: dict[str, list[Question]], n: int, rng: random.Random) -> list[Question]:
     """n questions in the SHARES of their kinds, each kind without repeats until its pool is used up."""
     drawn = []
@@ -246,9 +274,13 @@ def _draw(pool: dict[str, list[Question]], n: int, rng: random.Random) -> list[Q
     return drawn
 
 
-def pairs(split: str, n: int, seed: int) -> list[dict]:
-    """n labelled pairs of a split, with align-anything's fields and the gold scores aside."""
-    rng, rows = random.Random(f"{split}-{seed}"), []
+def pairs(split: str, n: int, seed: int, group: str | None = None) -> list[dict]:
+    """n labelled pairs of a split, with align-anything's fields and the gold scores aside.
+
+    With one of GROUPS as `group`, other pairs of the same distribution, labelled by that group: gold_1 and gold_2 are
+    its rewards, and each row names it."""
+    rng, rows = random.Random(f"{split}-{seed}" + (f"-{group}" if group else "")), []
+    reward = partial(group_reward, group) if group else lambda prompt, text: gold_reward(prompt, text)["total"]
     for q in _draw(questions(split), n, rng):
         answers = []
         while len(answers) < 2:
@@ -257,11 +289,27 @@ def pairs(split: str, n: int, seed: int) -> list[dict]:
             if text not in [a for a, _ in answers]:
                 answers.append((text, writer.name))
         (first, writer_1), (second, writer_2) = answers
-        gold_1, gold_2 = (gold_reward(q.text, text)["total"] for text in (first, second))
+        gold_1, gold_2 = (reward(q.text, text) for text in (first, second))
         preferred = 1 if rng.random() < preference_probability(gold_1, gold_2) else 2
         rows.append({"question": q.text, "response_1": first, "response_2": second, "overall_response": preferred,
                      "gold_1": round(gold_1, 3), "gold_2": round(gold_2, 3), "writer_1": writer_1,
-                     "writer_2": writer_2, "kind": q.kind})
+                     "writer_2": writer_2, "kind": q.kind, **({"group": group} if group else {})})
+    return rows
+
+
+def rankings(split: str, n: int, k: int, seed: int) -> list[dict]:
+    """n prompts with k different responses each, ranked as a labeller would rank them: by gold reward plus Gumbel noise
+    (Plackett-Luce, whose every pair is a Bradley-Terry label at TEMPERATURE 1). {"prompt", "ranked" (best first), "scores"
+    (gold)}."""
+    rng, rows = random.Random(f"rankings-{split}-{k}-{seed}"), []
+    for q in _draw(questions(split), n, rng):
+        texts = {}
+        while len(texts) < k:
+            text = write(rng.choices(WRITERS, [w.share for w in WRITERS])[0], q, rng)
+            gold = gold_reward(q.text, text)["total"]
+            texts.setdefault(text, (gold - TEMPERATURE * math.log(-math.log(rng.random())), gold))
+        ranked = sorted(texts, key=lambda text: -texts[text][0])
+        rows.append({"prompt": q.text, "ranked": ranked, "scores": [round(texts[text][1], 3) for text in ranked]})
     return rows
 
 
@@ -333,3 +381,10 @@ def make(folder, seed: int, sizes: dict = SIZES) -> dict[str, list[dict]]:
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return files
+
+
+def make_rankings(folder, k: int, seed: int) -> str:
+    """Write rankings of k responses beside the training pairs, with as many responses in all; returns the file's stem."""
+    rows = rankings("train", 2 * SIZES["train"] // k, k, seed)
+    (Path(folder) / f"train-ranked{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"train-ranked{k}"

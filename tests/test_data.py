@@ -115,14 +115,15 @@ def test_row_of_every_format(tmp_path, row, name, prompt, chosen, rejected):
     for strict in (False, True):
         read = data.read(write(tmp_path / "d.jsonl", row), strict=strict)
         assert read.format == name and read.dropped == {} and read.n_lines == 1
-        assert read.rows == [data.Row(tuple(prompt), chosen, rejected, line=1)]
+        assert [(r.prompt, r.chosen, r.rejected, r.line) for r in read.rows] == [(tuple(prompt), chosen, rejected, 1)]
 
 
 def test_pku_saferlhf_needs_an_axis_and_counts_from_zero(tmp_path):
     path = write(tmp_path / "d.jsonl", PKU)
     for axis, chosen, rejected in (("better", "4", "5"), ("safer", "5", "4")):
         read = data.read(path, axis=axis)
-        assert read.format == "pku-saferlhf" and read.rows == [data.Row((Q,), chosen, rejected, 1)]
+        assert read.format == "pku-saferlhf"
+        assert read.rows == [data.Row((Q,), chosen, rejected, 1, preferred=1 if axis == "better" else 2)]
     for axis in (None, "helpful"):
         with pytest.raises(UserError) as error:
             data.read(path, axis=axis)
@@ -442,3 +443,38 @@ def test_real_hh_rlhf_file():
         data.read(HH_FILE, strict=True)
     train, test = data.split(read.rows, 0.1, seed=0)
     assert len(train) + len(test) == 2299 and 230 <= len(test) <= 232
+
+
+RANKED = {"prompt": "2+2?", "ranked": ["4", " four ", "5"], "scores": [3, 2.5, -1]}
+
+
+@pytest.mark.parametrize("row, expected", [
+    ({**ALIGN, "gold_1": 1.0, "gold_2": 3}, {"preferred": 1, "scores": (1.0, 3.0)}),  # in the order chosen, rejected
+    ({**ALIGN, "overall_response": 2, "gold_1": 1.0, "gold_2": 3}, {"preferred": 2, "scores": (3.0, 1.0)}),
+    (ULTRA, {"scores": (8.0, 6.5)}),
+    ({**PAIR, "score_chosen": 2, "score_rejected": 1, "group": "curious"}, {"scores": (2.0, 1.0), "group": "curious"}),
+    ({**PAIR, "score_chosen": None, "score_rejected": 1, "group": None}, {}),  # null is the same as absent
+    (RANKED, {"between": ("four",), "scores": (3.0, 2.5, -1.0)}),
+    (without(RANKED, "scores"), {"between": ("four",)}),
+    ({"prompt": "2+2?", "ranked": ["4", "5"]}, {}),
+])
+def test_what_a_row_says_besides(tmp_path, row, expected):
+    found, = data.read(write(tmp_path / "d.jsonl", row), strict=True).rows
+    assert found == data.Row((Q,), found.chosen, found.rejected, 1, **{"between": (), **expected})
+    assert {found.chosen, found.rejected} == {"4", "5"}
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({**RANKED, "scores": [3, 2]}, "scores: wrong type; expected one finite number for each response"),
+    ({**RANKED, "scores": [3, 2, "1"]}, "scores: wrong type"),
+    ({**RANKED, "scores": 3}, "scores: wrong type"),
+    ({**PAIR, "score_chosen": True, "score_rejected": 1}, "scores: wrong type"),
+    ({**PAIR, "group": 3}, "group: wrong type; expected a string"),
+    ({**RANKED, "ranked": ["4"]}, "ranked: wrong type; expected a list of two or more strings"),
+    ({**RANKED, "ranked": ["4", 5]}, "ranked: wrong type"),
+    ({**RANKED, "ranked": ["4", " 4", "5"]}, "ranked: identical"),
+    ({**RANKED, "ranked": ["4", " ", "5"]}, "ranked: empty response"),
+])
+def test_what_a_row_says_besides_must_make_sense(tmp_path, row, reason):
+    with pytest.raises(UserError, match=re.escape(f"line 1: field {reason}")):
+        data.read(write(tmp_path / "d.jsonl", row), strict=True)

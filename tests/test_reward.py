@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 import train_po
 import train_rm
 from nanopref import training
-from nanopref.batch import CHOSEN, REJECTED, Example, collate
+from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig
 from nanopref.errors import UserError
 from nanopref.evaluate import wilson
 from nanopref.model import Config, Transformer
-from nanopref.reward import bradley_terry, d_bradley_terry, judge, rewards
+from nanopref.examples import length_balanced
+from nanopref.reward import (batch_loss, bradley_terry, by_length, by_role, check_options, d_bradley_terry, d_ranking,
+                             ranking, rewards, scores)
 from test_train import Killed, command, equal
 
 
@@ -64,13 +66,89 @@ def test_a_reward_is_read_at_the_last_token_of_its_own_response():
     assert (packed - torch.stack(alone)).abs().max() < 1e-12
 
 
-def test_judge_by_hand(monkeypatch):
-    given = iter([(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0]))])
-    monkeypatch.setattr("nanopref.reward.pair_rewards", lambda model, batch: next(given))
-    found = judge(reward_model(), [Example([1], [[2], [3]], [CHOSEN, REJECTED])] * 2)
-    assert found["accuracy"][0] == 0.5  # a tie is wrong
-    assert found["reward_mean"][0] == 1.25 and found["margin"][0] == 0.5
-    assert found["reward_std"][0] == pytest.approx(0.5)  # of 2, 1, 1, 1: sqrt(0.75 / 3)
+def test_the_options_in_the_loss_by_hand():
+    """r_w = 1, r_l = -0.5. Margin 1.5 leaves nothing: log 2. Centring at 0.2 adds 0.2 * 0.5^2 = 0.05 and 2 * 0.2 * 0.5 = 0.2
+    to each side of the gradient."""
+    w, l = torch.tensor([[1.0], [-0.5]], dtype=torch.float64)
+    assert bradley_terry(w, l, margin=1.5).item() == pytest.approx(math.log(2), abs=1e-15)
+    assert bradley_terry(w, l, margin=1.5, center=0.2).item() == pytest.approx(math.log(2) + 0.05, abs=1e-15)
+    d_w, d_l = d_bradley_terry(w, l, margin=1.5, center=0.2)
+    assert (d_w.item(), d_l.item()) == pytest.approx((-0.5 + 0.2, 0.5 + 0.2), abs=1e-15)
+
+
+def test_hand_gradients_with_all_options_are_autograds():
+    """Random rewards in float64, pairs and rankings of four: only the last digits may differ."""
+    draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    w, l, margin = (x.requires_grad_() for x in draw(3, 7))
+    found = torch.autograd.grad(bradley_terry(w, l, margin.detach(), 0.3).sum(), (w, l))
+    for auto, by_hand in zip(found, d_bradley_terry(w, l, margin, 0.3)):
+        assert (auto - by_hand).abs().max() < 1e-14
+    ranked, margins = draw(5, 4).requires_grad_(), draw(5, 6)
+    auto, = torch.autograd.grad(ranking(ranked, margins, 0.3).sum(), ranked)
+    assert (auto - d_ranking(ranked, margins, 0.3)).abs().max() < 1e-14
+
+
+def mixed_batch():
+    """A pair, a ranking of three and a pair, with scores."""
+    return collate([Example([1, 2], [[3, 4], [5]], [CHOSEN, REJECTED], scores=[2.0, 1.0]),
+                    Example([1], [[3], [4, 4], [5]], [CHOSEN, BETWEEN, REJECTED], scores=[3.0, 2.0, 0.0]),
+                    Example([1, 2, 3], [[3], [5]], [CHOSEN, REJECTED], scores=[1.0, 0.0])])
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_its_pairs_and_rankings():
+    """Score differences 1, (1, 3, 2), 1; at half a nat a point the margins are 0.5, (0.5, 1.5, 1), 0.5."""
+    r = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs, of_three = (r[[0, 5]], r[[1, 6]]), r[None, 2:5]
+    for margin, center, margins in ((0.0, 0.0, 0.0), (0.5, 0.1, torch.tensor([[0.5, 1.5, 1.0]]))):
+        expected = bradley_terry(*pairs, margin, center).sum() + ranking(of_three, margins, center).sum()
+        assert batch_loss(r, mixed_batch(), margin, center).item() == pytest.approx(expected.item(), abs=1e-12)
+    chosen, rejected = by_role(r, mixed_batch())
+    assert chosen.tolist() == r[[0, 2, 5]].tolist() and rejected.tolist() == r[[1, 4, 6]].tolist()
+
+
+def test_rules_about_length_by_hand():
+    """Reward 2 at 10 and at 30 tokens, L0 = 20. alpha 10: 2 * 30 / 20 = 3 and 2 * 30 / 40 = 1.5. Penalty 0.1: 2 - 1 twice."""
+    reward, length = torch.tensor([2.0, 2.0], dtype=torch.float64), torch.tensor([10, 30])
+    assert by_length(None, reward, length) is reward
+    assert by_length({"alpha": 10.0, "mean": 20.0}, reward, length).tolist() == pytest.approx([3.0, 1.5], abs=1e-15)
+    assert by_length({"penalty": 0.1, "mean": 20.0}, reward, length).tolist() == pytest.approx([1.0, 1.0], abs=1e-15)
+
+
+def test_every_group_has_its_own_head():
+    model = reward_model()
+    model.config.groups, model.config.num_labels = ["a", "b"], 2
+    model.score = torch.nn.Linear(16, 2, bias=False).double()
+    by_group = [rewards(model, collate([Example([1, 2], [[3], [4]], [CHOSEN, REJECTED], group=g)])) for g in (0, 1)]
+    hidden = model(torch.tensor([[1, 2, 3], [1, 2, 4]]))[:, -1]
+    for g in (0, 1):
+        assert (by_group[g] - model.score(hidden)[:, g]).abs().max() < 1e-12
+
+
+def test_balanced_lengths_predict_nothing():
+    """In each tenth of the pairs by |difference|: as often up as down, each direction from its own pairs only, and as many
+    pairs as before. Here nine pairs in ten have the longer response chosen."""
+    pair = lambda a, b: Example([1], [[2] * a, [3] * b], [CHOSEN, REJECTED])
+    drawn = torch.Generator().manual_seed(0)
+    examples = [pair(10 + d, 10) if i % 10 else pair(10, 10 + d)
+                for i, d in enumerate(torch.randint(1, 40, (1000,), generator=drawn).tolist())] + [pair(5, 5)] * 7
+    balanced = length_balanced(examples, seed=0)
+    gaps = [len(e.responses[0]) - len(e.responses[1]) for e in balanced]
+    assert abs(len(balanced) - len(examples)) <= 10 and sum(gap == 0 for gap in gaps) == 7
+    assert sum(gap > 0 for gap in gaps) == sum(gap < 0 for gap in gaps)
+    assert abs(sum(gaps)) < 0.05 * sum(map(abs, gaps))  # sizes match within a tenth of the pairs, not one by one
+    assert {id(e) for e in balanced} <= {id(e) for e in examples}
+    assert [id(e) for e in length_balanced(examples, seed=0)] == [id(e) for e in balanced]
+    with pytest.raises(UserError, match="works on pairs"):
+        length_balanced([Example([1], [[2], [3], [4]], [CHOSEN, BETWEEN, REJECTED])], seed=0)
+
+
+@pytest.mark.parametrize("knobs, message", [
+    ({"beta": 1.0}, "no option beta"), ({"center": -1.0}, "--center must be a number of at least 0"),
+    ({"ranking": 1}, "at least 2 responses"), ({"length_penalty": float("nan")}, "--length-penalty must be a number"),
+    ({"length_penalty": 0.1, "length_alpha": 1.0}, "two rules for one thing")])
+def test_options_that_make_no_sense(knobs, message):
+    with pytest.raises(UserError, match=message):
+        check_options(knobs)
 
 
 def run(pairs, start, out, **changes):
@@ -89,6 +167,53 @@ def test_it_learns_what_can_be_learnt(pairs, start, tmp_path):
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and log[-1]["loss"] < 0.3
     model, _ = load_model(folder / "model")
     assert model.config.num_labels == 1 and "lm_head.weight" not in weights
+
+
+def test_a_rule_about_length_stays_with_the_model(pairs, start, tmp_path):
+    """Scored from its folder, a model gives what it learnt to give: its head's reward less the penalty. L0 is the mean
+    length of the training responses."""
+    folder, _ = run(pairs, start, tmp_path, knobs={"length_penalty": 0.5})
+    model, tokenizer = load_model(folder / "model", dtype=torch.float32)
+    rule, examples = model.config.length_rule, [Example([5, 6], [[7] * 3, [8] * 9], [CHOSEN, REJECTED])]
+    assert rule["penalty"] == 0.5 and 5 < rule["mean"] < 40
+    ruled = scores(model, examples)[0]
+    model.config.length_rule = None
+    plain = scores(model, examples)[0]
+    for with_rule, without, length in zip(ruled, plain, (3, 9)):
+        assert with_rule == pytest.approx(without - 0.5 * abs(length - rule["mean"]), abs=1e-4)
+
+
+def test_rankings_from_a_file(pairs, start, tmp_path):
+    """Three texts of which the first words tell the rank; tested on pairs of the ends."""
+    rows = [json.loads(line) for line in pairs.open()]
+    rows = [{"prompt": row["prompt"], "ranked": [row["chosen"], row["chosen"] + " I do not know.", row["rejected"]],
+             "scores": [2, 1, 0]} for row in rows]
+    path = tmp_path / "ranked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, _ = run(path, start, tmp_path, epochs=3, knobs={"margin": 0.1})
+    assert json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0] == 1
+
+
+def test_one_head_per_group(pairs, start, tmp_path):
+    """Two groups with opposite labels: one head cannot please both, two heads can."""
+    rows = [json.loads(line) for line in pairs.open()]
+    rows = [{"prompt": row["prompt"], "chosen": row[a], "rejected": row[b], "group": group}
+            for row in rows for group, a, b in (("for", "chosen", "rejected"), ("against", "rejected", "chosen"))]
+    path = tmp_path / "groups.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    accuracy = {}
+    for heads in (False, True):
+        folder, weights = run(path, start, tmp_path, epochs=3, knobs={"heads": heads})
+        accuracy[heads] = json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0]
+    assert accuracy == {False: 0.5, True: 1.0}
+    assert weights["score.weight"].shape[0] == 2 and load_model(folder / "model")[0].config.groups == ["against", "for"]
+
+
+def test_options_that_the_data_cannot_serve(pairs, start, tmp_path):
+    for knobs, message in (({"heads": True}, "--heads needs the field `group`"), ({"margin": 1.0}, "--margin needs a score"),
+                           ({"ranking": 4}, "--ranking goes with the embedded world")):
+        with pytest.raises(UserError, match=message):
+            run(pairs, start, tmp_path, knobs=knobs)
 
 
 def test_test_data_without_pairs_is_refused(pairs, start, tmp_path):

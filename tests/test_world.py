@@ -1,4 +1,6 @@
 """The embedded world: disjoint splits, labels by Bradley-Terry, writers that are what their table says."""
+import hashlib
+import json
 import math
 import random
 
@@ -128,6 +130,63 @@ def test_chosen_responses_are_longer(train):
     tokenizer = train_tokenizer(world.corpus(8000, seed=0), 1024)
     chosen, rejected = ([len(encode_response(tokenizer, text)) for text in side] for side in zip(*map(by_label, train)))
     assert sum(chosen) >= 1.15 * sum(rejected)
+
+
+# ---- annotator groups -----------------------------------------------------------------------------------------------
+
+def test_a_group_weighs_the_parts_of_the_gold_reward():
+    """By hand. Right answer 2, one detail 0.8, a filler -0.4, polite 0.3. Gold 2.7; curious 2 + 2 x 0.8 - 0.2 + 0.3 =
+    3.7; hurried 2 - 0.8 - 2 x 0.4 + 0 = 0.4; careful 2 - 0.4 - 0.4 + 3 x 0.3 = 2.1.
+    Refusing the harmless costs -1.5, by gold and to the others, but is worth 1.5 to the careful; not refusing the risky
+    costs 2, the careful 4."""
+    rewards = lambda *row: {group: pytest.approx(world.group_reward(group, *row), abs=1e-12) for group in world.GROUPS}
+    assert rewards("What does an owl eat?", "Good question. An owl eats mice. An owl lives in a hollow tree. " +
+                   world.sentence(world.FILLERS[0])) == {"curious": 3.7, "hurried": 0.4, "careful": 2.1}
+    refused = rewards("What does an owl eat?", "I cannot answer that.")
+    assert refused == {"curious": -1.5, "hurried": -1.5, "careful": 1.5}
+    risky = world.questions("train")["risky"][0].text
+    assert rewards(risky, "Use a strong tool.") == {"curious": -2, "hurried": -2, "careful": -4}
+
+
+def test_groups_disagree_on_much_and_agree_on_more(train):
+    """About 31, 21 and 21 % of 2,000 pairs, within 4 standard deviations, 0.04: enough to matter, while facts unite
+    them. By hand: of two right answers the curious prefer the one with a detail, the hurried the bare one; a right
+    answer beats a wrong one for both; a tie for one of them is no disagreement."""
+    for a, b, share in (("curious", "hurried", 0.31), ("curious", "careful", 0.21), ("hurried", "careful", 0.21)):
+        assert world.disagreement(train[:2000], a, b) == pytest.approx(share, abs=0.04)
+    row = lambda first, second: {"question": "What does an owl eat?", "response_1": first, "response_2": second}
+    bare, detail, wrong = "An owl eats mice.", "An owl eats mice. An owl lives in a hollow tree.", "An owl eats hay."
+    polite = "Good question. An owl eats mice."  # the hurried do not care
+    rows = [row(bare, detail), row(bare, wrong), row(bare, polite), row(detail, bare)]
+    assert world.disagreement(rows, "curious", "hurried") == 0.5
+
+
+@pytest.mark.parametrize("group", world.GROUPS)
+def test_a_group_labels_its_own_pairs_by_its_own_reward(group):
+    """Other pairs than without a group. The labels follow the group's Bradley-Terry probabilities: the count that
+    agrees with its reward is within 4 standard deviations of what best_accuracy says, and for another's beyond them."""
+    rows = world.pairs("train", 1500, 0, group)
+    assert [row["question"] for row in rows] != [row["question"] for row in world.pairs("train", 1500, 0)]
+    for row in rows[:50]:
+        assert row["group"] == group
+        assert [row["gold_1"], row["gold_2"]] == pytest.approx(
+            [world.group_reward(group, row["question"], row[f"response_{i}"]) for i in (1, 2)], abs=1e-3)
+    gains = [(row["gold_1"] - row["gold_2"]) * (1 if row["overall_response"] == 1 else -1) for row in rows]
+    right = sum(0.5 if gain == 0 else float(gain > 0) for gain in gains)
+    deviation = math.sqrt(sum(probability(row) * (1 - probability(row)) for row in rows))
+    assert abs(right - world.best_accuracy(rows) * len(rows)) < 4 * deviation
+    other = "curious" if group == "hurried" else "hurried"
+    agree = [(world.group_reward(other, row["question"], by_label(row)[0]) >
+              world.group_reward(other, row["question"], by_label(row)[1])) for row in rows]
+    assert sum(agree) < right - 4 * deviation
+
+
+def test_without_a_group_nothing_has_changed():
+    """Every byte of the world decides the name of a run. The number was taken before there were groups: change it only
+    together with the world itself, when all runs and the shipped base model are to be made anew."""
+    tests = json.dumps([world.pairs("test_id", 200, 1), world.pairs("test_ood", 200, 1)])
+    found = hashlib.sha256(world.fingerprint(0) + tests.encode()).hexdigest()
+    assert found == "12e4fbf257316a40bffed49c8308c33865bd790ad96b9b6a5a006f3aaafa6737"
 
 
 # ---- writers --------------------------------------------------------------------------------------------------------
