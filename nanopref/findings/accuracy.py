@@ -36,7 +36,7 @@ def main() -> None:
     found["untrained head"] = {split: [judge(start, rows, untrained_seed=seed) for seed, start in enumerate(starts)]
                                for split, rows in tests.items()}
 
-    print(f"Accuracy on {len(rows := tests['test_id']):,} pairs, mean ± standard deviation over {args.seeds} seeds. 'expected_accuracy': "
+    print(f"Accuracy on {len(rows := tests['test_id']):,} pairs, mean ± standard deviation over {args.seeds} seeds. 'expected': "
           "against the probabilities\nthat the labels are drawn from, free of their noise. Best possible: "
           + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + ".\n")
     print(f"{'batch':>14}{'epochs':>8}{'test_id labels':>18}{'expected':>16}{'of what is possible':>21}"

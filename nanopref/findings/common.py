@@ -1,5 +1,4 @@
 """What the findings share: test pairs of the embedded world in plenty, and a reward model's measures on them."""
-import json
 from pathlib import Path
 
 import torch
@@ -20,9 +19,7 @@ def write_rows(path: Path, rows) -> Path:
     """Rows as JSONL, once: a file that is there has been made by the same command. Returns the path."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(path)
+        world.write(path, rows)
     return path
 
 

@@ -34,7 +34,7 @@ def main() -> None:
 
     print(f"{len(tests['test_id']):,} pairs per split; mean ± standard deviation over {args.seeds} seeds. Best possible "
           "expected accuracy: " + ", ".join(f"{split} {best_possible(rows):.3f}" for split, rows in tests.items()) + "\n")
-    columns = (("test_id", "accuracy", "labels"), ("test_id", "expected_accuracy", "expected_accuracy"), ("test_ood", "expected_accuracy", "expected OOD"),
+    columns = (("test_id", "accuracy", "labels"), ("test_id", "expected_accuracy", "expected"), ("test_ood", "expected_accuracy", "expected OOD"),
                ("test_id", "length_beyond_gold", "b: length"), ("test_ood", "length_beyond_gold", "b OOD"),
                ("test_id", "corr_length", "corr. length"), ("test_id", "reward_mean", "reward mean"),
                ("test_id", "reward_std", "reward std"))
