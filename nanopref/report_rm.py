@@ -181,7 +181,7 @@ def _read_length(split, after) -> list[str]:
         told = f"On {split} its reward has a correlation of {after['corr_gold'][0]:+.2f} with gold inside pairs, and"
         if abs(b) > max(2 * error, 0.05):
             return [f"{told} it pays for {'length' if b > 0 else 'brevity'} beyond what gold pays (b = {b:+.2f} ± "
-                    f"{error:.2f}): whoever optimises against it will find that." + " See --length-penalty." * (b > 0)]
+                    f"{error:.2f}): whoever optimises against it will find that." + " See python -m nanopref.findings.options." * (b > 0)]
         return [f"{told} it does not follow length beyond gold (b = {b:+.2f} ± {error:.2f})."]
     if "corr_length" in after:
         r, error = after["corr_length"]

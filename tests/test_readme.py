@@ -14,6 +14,11 @@ COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)`
             for line in block.splitlines() if line.strip()]
 # What makes a command small enough for a test. Everything else about it stays as printed.
 SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--rows", "64"],
+         "nanopref.look": ["--rows", "64"], "nanopref.judges": ["--rows", "6"],
+         **{f"nanopref.findings.{name}": ["--seeds", "1", "--rows", "64"]
+            for name in ("accuracy", "options", "overfit", "pluralism", "real_data")},
+         "nanopref.findings.two_by_two": ["--seeds", "1", "--rows", "64", "--prompts", "6"],
+         "nanopref.findings.best_of_n": ["--seeds", "1", "--rows", "64", "--prompts", "4", "--samples", "8"],
          "nanopref.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
 HH, SMOLLM2 = "hh-rlhf-harmless-base-test.jsonl.gz", "SmolLM2-135M-Instruct"
 
