@@ -372,7 +372,7 @@ def fingerprint(seed: int) -> bytes:
     return json.dumps([SIZES, pairs("train", 200, seed), demonstrations(200, seed), corpus(200, 0)]).encode()
 
 
-def write(path: Path, rows) -> None:
+def write_rows(path: Path, rows) -> None:
     """Rows as JSONL, in one step: another run of the same seed may be reading the file just now."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -387,12 +387,12 @@ def make(folder, seed: int, sizes: dict = SIZES) -> dict[str, list[dict]]:
     files = {"sft": demonstrations(sizes["demonstrations"], seed), "train": pairs("train", sizes["train"], seed),
              "test_id": pairs("test_id", sizes["test_id"], 0), "test_ood": pairs("test_ood", sizes["test_ood"], 0)}
     for name, rows in files.items():
-        write(folder / f"{name}.jsonl", rows)
+        write_rows(folder / f"{name}.jsonl", rows)
     return files
 
 
 def make_rankings(folder, k: int, seed: int) -> str:
     """Write rankings of k responses beside the training pairs, with as many responses in all; returns the file's stem."""
     rows = rankings("train", 2 * SIZES["train"] // k, k, seed)
-    write(Path(folder) / f"train-ranked{k}.jsonl", rows)
+    write_rows(Path(folder) / f"train-ranked{k}.jsonl", rows)
     return f"train-ranked{k}"

@@ -19,7 +19,7 @@ def write_rows(path: Path, rows) -> Path:
     """Rows as JSONL, once: a file that is there has been made by the same command. Returns the path."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        world.write(path, rows)
+        world.write_rows(path, rows)
     return path
 
 
