@@ -40,7 +40,7 @@ def test_command_runs(command, shared_runs):
             pytest.skip(f"needs {HH}, which is not part of this repository")
         words[words.index(HH)] = str(found)
         base = str(ROOT / "data" / "base")  # a model of their own takes minutes; SmolLM2 is no part of this repository
-        words = [base if word == SMOLLM2 else word for word in words]
+        words = [base if word in (SMOLLM2, "base") else word for word in words]
         words += [] if "--model" in words else ["--model", base]
     small = next((small for script, small in SMALL.items() if script in words), None)
     if small and "--help" not in words:
