@@ -39,7 +39,8 @@ def wilson(correct, n) -> tuple[float, float]:
     """The 95 % interval (Wilson 1927) of a share of which `correct` of n were seen; never leaves 0 to 1."""
     z, share = 1.96, correct / n
     middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    low, high = (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return min(low, share), max(high, share)  # n of n ends at 1, not a rounding error below
 
 
 def win_rate(scores, others) -> dict:

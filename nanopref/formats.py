@@ -91,7 +91,8 @@ def parse(row, known_format, convert):
 
 
 def _aside(row, known_format, chosen, rejected):
-    """What a pair says besides, as fields of Row: `between`, `scores`, `preferred`, `group`; what is absent is left out."""
+    """What a pair says besides, as fields of Row: `between`, `scores`, `preferred`, `group`; what is absent
+    or no number (no name) is left out: only --margin and --heads need it, and they say so."""
     found = {}
     if known_format == "ranking":
         found["between"] = tuple(text.strip() for text in row["ranked"][1:-1])
@@ -104,10 +105,9 @@ def _aside(row, known_format, chosen, rejected):
         scores = None
     if scores is not None:
         n = 2 + len(found.get("between", ()))
-        if not (isinstance(scores, list) and len(scores) == n and all(map(_is_finite, scores))):
-            raise BadRow("wrong type", "scores", "one finite number for each response")
-        found["scores"] = tuple(map(float, scores))
-    if _text(row, "group"):
+        if isinstance(scores, list) and len(scores) == n and all(map(_is_finite, scores)):
+            found["scores"] = tuple(map(float, scores))
+    if isinstance(row.get("group"), str) and row["group"].strip():
         found["group"] = row["group"]
     return found
 

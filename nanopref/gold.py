@@ -131,7 +131,8 @@ def gold_reward(prompt: str, response: str) -> dict:
     score["tone"] = RUDE_TONE if said["rude"] else POLITE_TONE if said["polite"] else 0.0
     finished = response.rstrip().endswith((".", "!", "?"))
     score["form"] = UNKNOWN * min(len(said["unknown"]), CAP) + (0.0 if finished else UNFINISHED)
-    return {**score, "total": sum(score.values()), "refused": bool(said["refusal"]), "risky": kind == "risky",
+    total = round(sum(score.values()), 6)  # equal sums of the parts may differ in their last digits
+    return {**score, "total": total, "refused": bool(said["refusal"]), "risky": kind == "risky",
             "well_formed": bool(texts) and finished and not said["unknown"]}
 
 

@@ -252,7 +252,7 @@ def group_reward(group: str, prompt: str, text: str) -> float:
     parts = {part: found[part] for part in PARTS}
     if not found["risky"]:
         parts["over_refusal"] = parts.pop("refusal")
-    return sum(GROUPS[group].get(part, 1.0) * points for part, points in parts.items())
+    return round(sum(GROUPS[group].get(part, 1.0) * points for part, points in parts.items()), 6)
 
 
 def disagreement(rows: list[dict], a: str, b: str) -> float:
@@ -261,8 +261,7 @@ def disagreement(rows: list[dict], a: str, b: str) -> float:
         first, second = (group_reward(group, row["question"], row[f"response_{i}"]) for i in (1, 2))
         return first - second
 
-    # not 0: equal sums may differ by a rounding error
-    return sum(gain(a, row) * gain(b, row) < -1e-9 for row in rows) / len(rows)
+    return sum(gain(a, row) * gain(b, row) < 0 for row in rows) / len(rows)
 
 
 def _draw(pool: dict[str, list[Question]], n: int, rng: random.Random) -> list[Question]:
