@@ -82,7 +82,7 @@ def train(config: RunConfig) -> Path:
 
 def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
-    loss, steps = LOSSES[config.loss], len(examples) // config.batch_size * config.epochs
+    steps = len(examples) // config.batch_size * config.epochs
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
                                   fused=device.type == "cuda")  # there the plain one makes a copy of all weights
     with autocast:
@@ -92,39 +92,42 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
 
     began = time.time()
     with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage) as progress:
-        for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
-            if step < first:
+        for i, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
+            if i < first:
                 continue
-            lr = learning_rate(config, step, steps)
+            lr = learning_rate(config, i, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            micro = len(chunk) // config.accumulate
-            parts = [collate(chunk[i:i + micro]) for i in range(0, len(chunk), micro)]
-            n_terms, n_tokens = step_counts(parts, loss.pairs)
-            total, logged = 0.0, []
-            for part in parts:
-                part = part.to(device)
-                with autocast:
-                    logps = sequence_logps(policy, part)
-                seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
-                out = loss.fn(*(seqs[name] for name in loss.inputs), **config.knobs)
-                value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens, so accumulation is exact
-                value.backward()
-                total += value.item()
-                logged.append((seqs, out))
-                tokens += (part.example >= 0).sum().item()
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
-            check_finite(step, total, grad_norm, config, folder)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **step_metrics(logged), "grad_norm": grad_norm, "lr": lr,
-                   "tokens": tokens}
+            tokens += sum(e.n_tokens for e in chunk)
+            row = {"step": i, **step(config, policy, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
+            check_finite(i, row["loss"], row["grad_norm"], config, folder)
             shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
             progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
             progress.update()
-            checkpoints.after(step, row)
+            checkpoints.after(i, row)
     print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
     checkpoints.finish()
+
+
+def step(config: RunConfig, policy, optimizer, chunk, autocast) -> dict:
+    """One update on the examples of `chunk`; returns what is logged of it. The device is waited for once, at the end."""
+    loss, device, micro = LOSSES[config.loss], next(policy.parameters()).device, len(chunk) // config.accumulate
+    n_terms, n_tokens = step_counts(chunk, loss.pairs)
+    total, logged = 0.0, []
+    for start in range(0, len(chunk), micro):
+        part = collate(chunk[start:start + micro]).to(device)
+        with autocast:
+            logps = sequence_logps(policy, part)
+        seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
+        out = loss.fn(*(seqs[name] for name in loss.inputs), **config.knobs)
+        value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens, so accumulation is exact
+        value.backward()
+        total = total + value.detach()
+        logged.append((seqs, out))
+    grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": total.item(), **step_metrics(logged), "grad_norm": grad_norm.item()}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ The plain way (one padded row per response, the prompt twice) is in `tests/test_
 this must equal. Here is also the only place in which logits and labels are shifted against each other.
 """
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,9 +66,10 @@ class Batch:
     n_examples: int
 
     def to(self, device):
-        """The same batch on `device`."""
-        moved = {k: v.to(device) if torch.is_tensor(v) else v for k, v in vars(self).items()}
-        return Batch(**moved)
+        """The same batch on `device`. But `roles` stay on the CPU: which rows they pick must be known here, and asking a
+        GPU would wait until it has done all its work."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v) and k != "roles"}
+        return replace(self, **moved)
 
     def attn_mask(self):
         """(B, 1, T, T) bool: within the example, not ahead, and to the prompt or the own response only."""
@@ -185,17 +186,17 @@ def sequence_logps(model, batch: Batch) -> torch.Tensor:
 
 def by_role(batch: Batch, logps: torch.Tensor) -> tuple[Seq, Seq, Seq]:
     """The chosen, rejected and mismatched responses of a batch as what the losses take; a role may be empty."""
-    picked = [(batch.roles == role).nonzero().flatten() for role in (CHOSEN, REJECTED, MISMATCHED)]
+    picked = [(batch.roles == role).nonzero().flatten().to(logps.device) for role in (CHOSEN, REJECTED, MISMATCHED)]
     ref_logps = batch.ref_logps.to(logps.dtype)
     return tuple(Seq(logps[i], ref_logps[i], batch.lengths[i]) for i in picked)
 
 
-def step_counts(parts, pairs: bool) -> tuple[int, int]:
-    """(terms, chosen tokens) of one optimiser step made of micro-batches: what its sums are divided by. A term is a
-    pair, or without `pairs` every chosen and every rejected response by itself."""
-    chosen = [part.roles == CHOSEN for part in parts]
-    n_terms = sum(int(c.sum()) + (0 if pairs else int((p.roles == REJECTED).sum())) for c, p in zip(chosen, parts))
-    return n_terms, sum(int(p.lengths[c].sum()) for c, p in zip(chosen, parts))
+def step_counts(examples, pairs: bool) -> tuple[int, int]:
+    """(terms, chosen tokens) of one optimiser step on `examples`: what its sums are divided by. A term is a pair, or
+    without `pairs` every chosen and every rejected response by itself."""
+    length_of = {role: [len(response) for e in examples for response, r in zip(e.responses, e.roles) if r == role]
+                 for role in (CHOSEN, REJECTED)}
+    return len(length_of[CHOSEN]) + (0 if pairs else len(length_of[REJECTED])), sum(length_of[CHOSEN])
 
 
 def batches(examples, batch_size, seed, epochs):

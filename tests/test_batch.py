@@ -137,13 +137,13 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_model, name):
     examples = [replace(e, ref_logps=ref) for e, ref in zip(examples, score(reference, examples))]
 
     def gradient(chunks, own_counts=False):
-        parts = [collate(chunk) for chunk in chunks]
         value = 0
-        for part in parts:
+        for chunk in chunks:
+            part = collate(chunk)
             seqs = dict(zip(("w", "l", "kl"), by_role(part, sequence_logps(model, part))))
             out = loss.fn(*(seqs[i] for i in loss.inputs), **knobs(name))
-            value = value + reduce(out, *step_counts([part] if own_counts else parts, loss.pairs))
-        value = value / len(parts) if own_counts else value
+            value = value + reduce(out, *step_counts(chunk if own_counts else sum(chunks, []), loss.pairs))
+        value = value / len(chunks) if own_counts else value
         return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
 
     chunks = [examples[:1], examples[1:3], examples[3:]]
@@ -153,10 +153,10 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_model, name):
 
 
 def test_step_counts_by_hand():
-    """Two micro-batches: a pair whose chosen response has 1 token; one of 2 chosen tokens and a lone rejected one."""
-    parts = [collate([Example([1], [[2], [3, 3]], [CHOSEN, REJECTED])]),
-             collate([Example([1], [[5, 5]], [CHOSEN]), Example([1], [[6]], [REJECTED])])]
-    assert step_counts(parts, pairs=True) == (2, 3) and step_counts(parts, pairs=False) == (4, 3)
+    """A pair whose chosen response has 1 token, 2 chosen tokens by themselves, a lone rejected one."""
+    examples = [Example([1], [[2], [3, 3]], [CHOSEN, REJECTED]), Example([1], [[5, 5]], [CHOSEN]),
+                Example([1], [[6]], [REJECTED])]
+    assert step_counts(examples, pairs=True) == (2, 3) and step_counts(examples, pairs=False) == (4, 3)
 
 
 def test_batches_give_every_example_once_per_epoch():
