@@ -25,7 +25,7 @@ from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.metrics import step_metrics
 from nanopref.reference import cached_logps
 from nanopref.report import report
-from nanopref.training import Checkpoints, announce, check_finite, learning_rate
+from nanopref.training import Checkpoints, Forward, announce, check_finite, learning_rate, new_optimizer
 
 
 def start_from(config: RunConfig) -> Path | None:
@@ -83,10 +83,10 @@ def train(config: RunConfig) -> Path:
 def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
     steps = len(examples) // config.batch_size * config.epochs
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
-                                  fused=device.type == "cuda")  # there the plain one makes a copy of all weights
+    optimizer = new_optimizer(policy, config.lr)
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
+    forward = Forward(sequence_logps, policy)
     checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config, steps)
 
@@ -99,7 +99,7 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
             for group in optimizer.param_groups:
                 group["lr"] = lr
             tokens += sum(e.n_tokens for e in chunk)
-            row = {"step": i, **step(config, policy, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
+            row = {"step": i, **step(config, forward, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
             check_finite(i, row["loss"], row["grad_norm"], config, folder)
             shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
             progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
@@ -109,22 +109,23 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
     checkpoints.finish()
 
 
-def step(config: RunConfig, policy, optimizer, chunk, autocast) -> dict:
-    """One update on the examples of `chunk`; returns what is logged of it. The device is waited for once, at the end."""
-    loss, device, micro = LOSSES[config.loss], next(policy.parameters()).device, len(chunk) // config.accumulate
+def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
+    """One update on the examples of `chunk`; `forward` gives the log-probs (R,) of a batch. Returns what is logged. The
+    device is waited for once, at the end."""
+    loss, device, micro = LOSSES[config.loss], next(forward.parameters()).device, len(chunk) // config.accumulate
     n_terms, n_tokens = step_counts(chunk, loss.pairs)
     total, logged = 0.0, []
     for start in range(0, len(chunk), micro):
         part = collate(chunk[start:start + micro]).to(device)
         with autocast:
-            logps = sequence_logps(policy, part)
+            logps = forward(part)
         seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
         out = loss.fn(*(seqs[name] for name in loss.inputs), **config.knobs)
         value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens, so accumulation is exact
         value.backward()
         total = total + value.detach()
         logged.append((seqs, out))
-    grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    grad_norm = torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": total.item(), **step_metrics(logged), "grad_norm": grad_norm.item()}

@@ -3,10 +3,30 @@ import json
 import shutil
 import time
 
+import torch
+
 from .checkpoint import has_model, load_model, load_state, save_model, sibling
 from .errors import UserError
 
 SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
+
+
+class Forward(torch.nn.Module):
+    """function(model, batch) as a module of its own: the one thing in a step that knows weights, and so what
+    torch.compile and DistributedDataParallel wrap."""
+
+    def __init__(self, function, model):
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, batch):
+        return self.function(self.model, batch)
+
+
+def new_optimizer(model, lr) -> torch.optim.Optimizer:
+    """AdamW without weight decay. Fused on CUDA: the plain one makes a copy of all weights there."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0,
+                             fused=next(model.parameters()).is_cuda)
 
 
 def learning_rate(config, step, steps) -> float:
