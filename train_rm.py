@@ -23,7 +23,7 @@ from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
 from nanopref.errors import UserError
 from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.report_rm import report_rm
-from nanopref.reward import batch_loss, by_role, reward_metrics, rewards, score_pairs
+from nanopref.reward import batch_loss, by_rank, reward_metrics, rewards, score_pairs
 from nanopref.training import Checkpoints, announce, check_finite, learning_rate
 from train_po import start_from
 
@@ -108,7 +108,7 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, au
                 loss = batch_loss(found, part, config.knobs["margin"], config.knobs["center"]) / len(chunk)
                 loss.backward()  # a mean over the step's examples, so accumulation is exact
                 total += loss.item()
-                logged.append(by_role(found, part))
+                logged += by_rank(found, part)
                 tokens += (part.example >= 0).sum().item()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             check_finite(step, total, grad_norm, config, folder)

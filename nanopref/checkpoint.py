@@ -168,7 +168,7 @@ def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
     """(Transformer, ChatTokenizer); dtype None keeps the stored one. UserError for whatever cannot be read.
 
     reward  the model gets a scalar head instead of its language-model head: the folder's own if it is a reward model's,
-            else a new, random one
+            else a new, random one; UserError if it has several, one per group: which of them is to judge?
     groups  with reward: names of the annotators' groups, each of which gets a new head of its own
     """
     config = config_from_json_file(find(folder, "config.json"))
@@ -176,6 +176,10 @@ def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
     if tokenizer.largest_id >= config.vocab_size:
         raise UserError(f"{find(folder, 'tokenizer.json')}: token ids up to {tokenizer.largest_id}, but config.json "
                         f"has vocab_size {config.vocab_size}: they belong to different models, download both again")
+    if reward and config.num_labels > 1 and not groups:
+        raise UserError(f"{folder}: {config.num_labels} reward heads, of the groups {', '.join(config.groups)}, where "
+                        "one is needed: give a model with one head, or train a new head per group with train_rm.py "
+                        "--heads")
     has_head = config.num_labels > 0 and not groups
     if reward and not has_head:
         config = replace(config, num_labels=len(groups or [None]), groups=groups)
@@ -243,7 +247,8 @@ def load_tokenizer(folder) -> ChatTokenizer:
     elif isinstance(template, list):  # several under names
         named = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
         if "default" not in named:
-            raise UserError(f"{path.parent}: several chat templates ({', '.join(named)}), none named default: name one so")
+            raise UserError(f"{path.parent}: several chat templates ({', '.join(named)}), none named default: name "
+                            "one so")
         template = named["default"]
     if not template:
         if None in (tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)):

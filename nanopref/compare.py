@@ -4,9 +4,9 @@
     python -m nanopref.compare DPO_RUN --judges RM_RUN untrained:SFT_RUN   # 000's two judges
     python -m nanopref.compare RUN_A RUN_B --judges RM_A RM_B              # two preference systems
 
-A run is a folder of train_po.py; the answers in its answers.jsonl are matched by prompt. A judge is a reward model of
-train_rm.py (its run or model folder), or untrained:DIR, a random head on that trunk: 000's second reward model. The
-first judge belongs to policy A, the second to policy B: does each favour its own?
+A run is a folder of train_po.py; the answers in its answers.jsonl are matched by prompt. A judge is one of
+nanopref/judges.py that scores single answers: a reward model's run or model folder, untrained:DIR (000's second reward
+model) or lm-score:DIR. The first belongs to policy A, the second to policy B: does each favour its own?
 
 A reward has neither unit nor origin. A judge's mean compares two policies, never two judges: that one judge's scores
 are all lower, which 000 reads as "stricter", says nothing. So differences are taken per prompt and divided by the
@@ -15,20 +15,16 @@ standard deviation of that judge's own scores; only these can stand beside anoth
 import argparse
 import json
 import statistics
-from collections import Counter
+from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from .batch import CHOSEN, Example
-from .checkpoint import load_model, load_tokenizer
+from .checkpoint import load_tokenizer
 from .config import Parser, exit_on_user_error, pick_device
 from .errors import UserError
 from .evaluate import mean_se, wilson, win_rate
-from .reward import scores
-from .text import encode_prompt, encode_response, truncate
+from .judges import Comparing, Gold, Scoring, make, messages_of
+from .text import encode_response
 
 
 def read_answers(run, who, split=None) -> tuple[str, list[dict]]:
@@ -39,7 +35,7 @@ def read_answers(run, who, split=None) -> tuple[str, list[dict]]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         first = rows[0]["split"]
-        there = {(row["split"], row["who"]): (row["prompt"] + row["answer"], row["finished"]) for row in rows}
+        there = {(row["split"], row["who"]): (question(row) + row["answer"], row["finished"]) for row in rows}
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: not the answers of a run ({type(error).__name__}: {error}): run it again") from None
     split = split or first
@@ -49,16 +45,17 @@ def read_answers(run, who, split=None) -> tuple[str, list[dict]]:
     return split, [row for row in rows if (row["split"], row["who"]) == (split, who)]
 
 
+def question(answer) -> str:
+    """What an answer is matched by: its prompt but for a system message, which each policy may have its own of."""
+    return "\n\n".join(turn["content"] for turn in messages_of(answer["prompt"]) if turn["role"] != "system")
+
+
 def in_common(a, b) -> tuple[list[dict], list[dict]]:
     """The answers of both to the same prompts, in the order of `a`; a prompt asked n times is n prompts."""
-    def keyed(rows):
-        seen = Counter()
-        for row in rows:
-            seen[row["prompt"]] += 1
-            yield (row["prompt"], seen[row["prompt"]]), row
-
-    others = dict(keyed(b))
-    pairs = [(row, others[key]) for key, row in keyed(a) if key in others]
+    others = defaultdict(list)
+    for row in b:
+        others[question(row)].append(row)
+    pairs = [(row, others[question(row)].pop(0)) for row in a if others[question(row)]]
     if len(pairs) < 2:
         raise UserError(f"{len(pairs)} prompts in common, at least 2 are needed: compare runs with the same test data")
     return tuple(map(list, zip(*pairs)))
@@ -70,30 +67,25 @@ def answer_ids(tokenizer, answer) -> list[int]:
     return ids if answer["finished"] or len(ids) == 1 else ids[:-1]
 
 
-def load_judge(name: str, seed: int = 0):
-    """(name to show, reward model, tokenizer) of a judge of the command line; `seed` draws an untrained head."""
-    untrained, folder = name.startswith("untrained:"), Path(name.removeprefix("untrained:"))
-    folder = folder / "model" if (folder / "metrics.jsonl").exists() else folder  # a run's
-    torch.manual_seed(seed)
-    model, tokenizer = load_model(folder, pick_device("auto"), torch.float32, reward=untrained)
-    if model.config.num_labels != 1:
-        raise UserError(f"{folder}: {model.config.num_labels} reward heads where a judge needs one: give a model of "
-                        "train_rm.py, or untrained:DIR for a random head on a language model (which has none)")
-    if untrained:
-        torch.nn.init.normal_(model.score.weight, std=0.02)  # also where the trunk is a reward model's
-    return "untrained " * untrained + (folder.parent if folder.name == "model" else folder).name, model, tokenizer
+def load_judge(name: str, seed: int = 0) -> tuple:
+    """(name to show, judge) of a judge of the command line; `seed` draws an untrained head."""
+    judge = make(name, pick_device("auto"), seed)
+    if isinstance(judge, (Gold, Comparing)):
+        raise UserError(f"--judges {name}: expected reward:DIR, untrained:DIR or lm-score:DIR, which score one answer "
+                        "(gold judges by itself where it can)")
+    return judge.name, judge
 
 
-def judge_scores(model, tokenizer, policies, system=None, progress=lambda parts: parts) -> list[list[float]]:
-    """The reward of every answer, a list per policy. policies: lists of answers to the same prompts in the same order;
-    system: message before each, or None. Of a conversation answers.jsonl keeps the last question only."""
-    before, examples = [{"role": "system", "content": system}] if system is not None else [], []
-    for answers in zip(*policies):
-        prompt = encode_prompt(tokenizer, [*before, {"role": "user", "content": answers[0]["prompt"]}])
-        ids, responses, *_ = truncate(tokenizer, prompt, [answer_ids(tokenizer, answer) for answer in answers],
-                                      model.config.max_position_embeddings)
-        examples.append(Example(ids, responses, [CHOSEN] * len(responses)))
-    return [list(side) for side in zip(*scores(model, examples, progress))]
+def judge_scores(judge, policies) -> list[list[float]]:
+    """The score of every answer, a list per policy. policies: lists of answers to the same prompts in the same order;
+    the prompt is the first one's, system message included. Equal answers are scored once: in float32 the same tokens
+    elsewhere in a batch get another last digit, and one of the two would win."""
+    text = lambda answer: answer["answer"]
+    given = text if isinstance(judge, Scoring) else lambda answer: tuple(answer_ids(judge.tokenizer, answer))
+    asked = [(answers[0]["prompt"], [given(answer) for answer in answers]) for answers in zip(*policies)]
+    different = [(prompt, list(dict.fromkeys(answers))) for prompt, answers in asked]
+    worth = [dict(zip(answers, scores)) for (_, answers), scores in zip(different, judge.scores(different))]
+    return [list(side) for side in zip(*([of[x] for x in answers] for (_, answers), of in zip(asked, worth)))]
 
 
 def against(a, b) -> dict:
@@ -160,20 +152,20 @@ def verdict(judged) -> list[str]:
 
 def figure(title, lengths, judged, path) -> None:
     """Lengths; each judge's differences; the 2 x 2 as box plots; judge against judge."""
-    from .plots import CHOSEN, POLICY, REJECTED, START, plt  # matplotlib takes a second to import
+    from .plots import CHOSEN, POLICY, REJECTED, START, plt, save  # matplotlib takes a second to import
     two = [told["difference"] for name, told in judged.items() if name != "gold"]
     n = 1 + len(judged) + bool(judged) + (len(two) == 2)
-    size = -(-n // 3), min(n, 3)
-    fig, axes = plt.subplots(*size, figsize=(4.6 * size[1], 3.7 * size[0]), squeeze=False, layout="constrained")
-    rest = iter(axes.flat)
-    ax = next(rest)
+    columns = min(n, 3)
+    fig = plt.figure(figsize=(4.6 * columns, 3.7 * -(-n // columns)), layout="constrained")
+    panels = (fig.add_subplot(-(-n // columns), columns, i + 1) for i in range(n))
+    ax = next(panels)
     for side, name, color in zip(lengths, "AB", (POLICY, START)):
         ax.hist(side, bins=25, range=(0, max(map(max, lengths))), color=color, alpha=0.55, label=name)
         ax.axvline(statistics.fmean(side), color=color, ls="--", lw=1.5)
     ax.set(title="length of the answers\ndashed: the mean", xlabel="tokens", ylabel="answers")
     ax.legend(frameon=False)
     for name, told in judged.items():
-        ax, values = next(rest), told["difference"]
+        ax, values = next(panels), told["difference"]
         sides = [[d for d in values if d < 0], [d for d in values if d > 0]]
         reach = max(map(abs, values)) or 1.0
         ax.hist(sides, bins=24, range=(-reach, reach), color=(REJECTED, CHOSEN), stacked=True)
@@ -181,7 +173,7 @@ def figure(title, lengths, judged, path) -> None:
         ax.set(title=f"{name[:45]}\nB better on {below:.0%} of prompts, A on {above:.0%}", ylabel="prompts",
                xlabel="A - B, sd of this judge (ties left out)")
     if judged:
-        ax = next(rest)
+        ax = next(panels)
         for i, told in enumerate(judged.values()):
             for side, dx, color in zip(told["scores"], (-0.18, 0.18), (POLICY, START)):
                 ax.boxplot([side], positions=[i + dx], widths=0.3, patch_artist=True, flierprops=dict(markersize=2),
@@ -189,24 +181,19 @@ def figure(title, lengths, judged, path) -> None:
         ax.set_xticks(range(len(judged)), [name.split(":")[0] for name in judged])
         ax.set(title="A blue, B grey: compare within a judge only", ylabel="score, sd of its judge")
     if len(two) == 2:
-        ax = next(rest)
+        ax = next(panels)
         ax.scatter(*two, s=9, color="black", alpha=0.5, lw=0)
         for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
             share = sum(p * x > 0 and q * y > 0 for p, q in zip(*two)) / len(two[0])
             ax.text(0.5 + 0.46 * x, 0.5 + 0.46 * y, f"{share:.0%}", transform=ax.transAxes, ha="center", va="center",
                     color="tab:purple", weight="bold")
-        for line in (ax.axhline, ax.axvline):
-            line(0, color="0.8", lw=1, zorder=0)
+        ax.axhline(0, color="0.8", lw=1, zorder=0)
+        ax.axvline(0, color="0.8", lw=1, zorder=0)
         ax.set(title="A - B: top right both prefer A, bottom left both B", xlabel="judge 1, sd", ylabel="judge 2, sd")
-    for ax in axes.flat:
-        ax.set_title(ax.get_title(), fontsize=10)
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in rest:
-        ax.remove()
+    for ax in fig.axes:
+        ax.title.set_fontsize(10)
     fig.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main(argv=None) -> None:
@@ -214,7 +201,7 @@ def main(argv=None) -> None:
     p = Parser(prog="nanopref.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run_a", metavar="RUN_A", help="policy A")
     p.add_argument("run_b", metavar="RUN_B", nargs="?", help="policy B (default: what RUN_A started from)")
-    p.add_argument("--judges", nargs="+", default=[], metavar="MODEL", help="one or two: A's, then B's")
+    p.add_argument("--judges", nargs="+", default=[], metavar="JUDGE", help="one or two: A's, then B's")
     p.add_argument("--split", metavar="NAME", help="test split (default: the first of RUN_A's)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of an untrained head (default: 0)")
     p.add_argument("--out", default="runs", metavar="DIR", help="the figure goes to DIR/compare (default: runs)")
@@ -226,17 +213,18 @@ def main(argv=None) -> None:
     names = [Path(args.run_a).resolve().name, Path(args.run_b).resolve().name if args.run_b else "start"]
     tokenizer = load_tokenizer(Path(args.run_a) / "model")  # A's for both: one unit
     lengths = [[len(answer_ids(tokenizer, answer)) for answer in side] for side in (a, b)]
-    system, judged = json.loads((Path(args.run_a) / "config.json").read_text()).get("system"), {}
-    if all("gold" in answer for answer in a + b):  # equal sums may differ by 1e-16
-        judged["gold"] = against(*([round(answer["gold"], 6) for answer in side] for side in (a, b)))
+    judged = {}
+    if all("gold" in answer for answer in a + b):
+        judged["gold"] = against(*([answer["gold"] for answer in side] for side in (a, b)))
+    elif not all("n_messages" in answer for answer in a + b):
+        print("answers.jsonl of an older run: of a prompt of several messages it has the last only, and that is what "
+              "the judges see. For the whole, delete its report.json and repeat its command: it is not trained again.")
     for i, name in enumerate(args.judges, 1):
-        shown, *judge = load_judge(name, args.seed)
-        judged[f"judge {i}: {shown}"] = against(*judge_scores(*judge, [a, b], system, lambda parts: tqdm(parts, shown)))
+        shown, judge = load_judge(name, args.seed)
+        judged[f"judge {i}: {shown}"] = against(*judge_scores(judge, [a, b]))
     title = f"A: {names[0]}, B: {names[1]}, on {split}"
-    print("\n".join([title, table(lengths, judged), "", *verdict(judged)]))
-    path = Path(args.out) / "compare" / f"{'-vs-'.join(names)}-{split}.png"
-    figure(title, lengths, judged, path)
-    print(f"\nfigure: {path}")
+    print("\n".join([title, table(lengths, judged), "", *verdict(judged), ""]))
+    figure(title, lengths, judged, Path(args.out) / "compare" / f"{'-vs-'.join(names)}-{split}.png")
 
 
 if __name__ == "__main__":

@@ -14,24 +14,27 @@ import torch
 from . import reward, world
 from .checkpoint import digest
 from .errors import UserError
+from .examples import length_balanced
 from .hub import data_files
 from .losses import LOSSES, check_knobs, help_text, knobs
 
 ROOT = Path(__file__).parent.parent
 SHIPPED_BASE = ROOT / "data" / "base"
 
-# Per stage: learning rate, epochs, pairs (or texts) per optimiser step. The learning rate decides nearly everything: every
-# loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see the README).
+# Per stage: learning rate, epochs, pairs (or texts) per optimiser step. The learning rate decides nearly everything:
+# every loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see the
+# README).
 STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
           "sft": dict(lr=3e-4, epochs=3, batch_size=32),
           "po": dict(lr=3e-5, epochs=1, batch_size=32),
           "rm": dict(lr=3e-4, epochs=1, batch_size=32)}
-# The same for a pretrained model (--model DIR): hundreds of times larger, so a step must be smaller. Batch and epochs are
-# document 000's.
+# The same for a pretrained model (--model DIR): hundreds of times larger, so a step must be smaller. Batch and epochs
+# are document 000's.
 PRETRAINED = {"sft": dict(lr=1e-5, epochs=1, batch_size=16),
               "po": dict(lr=1e-5, epochs=1, batch_size=16),
               "rm": dict(lr=3e-5, epochs=1, batch_size=16)}
-FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)  # the base stage on a file's own text, which is little: several passes
+# The base stage on a file's own text, which is little: several passes.
+FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)
 # The transformer that is trained from scratch: 1.8 M parameters with a vocabulary of 1,024.
 ARCHITECTURE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
                     num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True)
@@ -47,8 +50,9 @@ Losses and their knobs (a knob belongs to its loss; the defaults live in nanopre
 
 RM_EPILOG = """
 Every rule about length is kept in the model folder and applied whenever this project scores with it. The options are
-explained with their formulas and gradients in nanopref/reward.py; what each does to accuracy and to length bias is
-measured by  python -m nanopref.findings.options
+explained with their formulas and gradients in nanopref/reward.py; what each does to accuracy and to length bias (b: how
+far the reward follows length beyond what the gold reward pays for, on the embedded world; 0: not at all) is measured by
+python -m nanopref.findings.options
 """
 
 NOT_DECIDING = ("device", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
@@ -84,7 +88,8 @@ class RunConfig:
     def __post_init__(self):
         self.knobs = reward.check_options(self.knobs) if self.loss == "rm" else check_knobs(self.loss, self.knobs)
         if self.knobs.get("ranking", 2) > 2 and self.data != "world":
-            raise UserError("--ranking goes with the embedded world; a file of rankings is recognised by its field `ranked`")
+            raise UserError("--ranking goes with the embedded world; a file of rankings is recognised by its field "
+                            "`ranked`")
         if self.model == "scratch" and self.loss != "sft":
             raise UserError("--model scratch trains the base model, on plain text: it goes with --loss sft")
         self.model = self.model or ("base" if self.loss == "sft" else "sft")
@@ -128,8 +133,9 @@ class RunConfig:
     def before(self) -> "RunConfig":
         """The run whose model this one starts from, with that stage's own defaults."""
         again = self.fresh if self.fresh in ("base", "sft") and self.model in (self.fresh, "sft") else None
-        same = {name: getattr(self, name) for name in ("data", "test_data", "axis", "system", "max_length", "strict", "device",
-                                                       "precision", "gradient_checkpointing", "out", "resume")}
+        same = {name: getattr(self, name) for name in (
+            "data", "test_data", "axis", "system", "max_length", "strict", "device", "precision",
+            "gradient_checkpointing", "out", "resume")}
         return RunConfig(loss="sft", model="base" if self.model == "sft" else "scratch",
                          seed=self.seed if self.model == "sft" else 0, fresh=again, **same)
 
@@ -139,13 +145,22 @@ class RunConfig:
             return False
         return json.loads((folder / "config.json").read_text())["prompts"] >= self.prompts
 
+    def _code(self) -> list:
+        """The functions that are the loss of this run, those of an option only where it is used."""
+        if self.stage != "rm":
+            return [LOSSES[self.loss].fn, LOSSES[self.loss].grad]
+        options = {reward.ranked_pairs: self.knobs["ranking"] > 2,
+                   reward.length_normalised: self.knobs["length_alpha"] is not None,
+                   reward.length_penalised: self.knobs["length_penalty"], length_balanced: self.knobs["balance_length"]}
+        return [reward.batch_loss, reward.ranking, reward.bradley_terry, reward.by_length,
+                *(function for function, is_used in options.items() if is_used)]
+
     def folder(self, start: Path | None) -> Path:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
-        `start`, the data and the loss's own code included. Another setting is another folder, so nothing is overwritten."""
+        `start`, the data and the loss's own code included. Another setting is another folder: nothing is overwritten.
+        """
         decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
-        used = (reward.batch_loss, reward.ranking, reward.bradley_terry, reward.by_length) if self.stage == "rm" else (
-            LOSSES[self.loss].fn, LOSSES[self.loss].grad)
-        source = "".join(inspect.getsource(function) for function in used)  # may be under work
+        source = "".join(inspect.getsource(function) for function in self._code())  # may be under work
         found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         if start:
             found.update(digest(start).encode())
@@ -171,11 +186,12 @@ def parse(argv=None) -> RunConfig:
                description="Train a policy on preferences, judge it against its start, and show what happened.",
                epilog=EPILOG + "".join(help_text(name) for name in LOSSES))
     p.add_argument("--loss", required=True, choices=LOSSES, metavar="LOSS", help=", ".join(LOSSES))
-    p.add_argument("--model", metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT model (default), the "
-                   "base model (default of --loss sft), random weights (trains the base model), a Hugging Face folder of the "
-                   "Llama or Qwen2 architecture, or the name of one on the hub")
+    p.add_argument("--model", metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT model "
+                   "(default), the base model (default of --loss sft), random weights (trains the base model), a "
+                   "Hugging Face folder of the Llama or Qwen2 architecture, or the name of one on the hub")
     _shared_options(p, ("base", "sft", "po"))
-    p.add_argument("--prompts", type=int, default=200, metavar="N", help="test prompts to answer per split (default: 200)")
+    p.add_argument("--prompts", type=int, default=200, metavar="N",
+                   help="test prompts to answer per split (default: 200)")
     defaults = {}
     for loss in LOSSES:
         for knob, value in knobs(loss).items():
@@ -194,10 +210,11 @@ def _config(**given):
 def parse_rm(argv=None) -> RunConfig:
     """The command line of train_rm.py as a RunConfig."""
     p = Parser(prog="train_rm.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-               description="Train a Bradley-Terry reward model on preferences, measure it on pairs it has not seen, and show "
-               "what it has learnt.", epilog=RM_EPILOG)
-    p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="the trunk under the new scalar head: the "
-                   "SFT model (default), the base model, a Hugging Face folder, or the name of one on the hub")
+               description="Train a Bradley-Terry reward model on preferences, measure it on pairs it has not seen, "
+               "and show what it has learnt.", epilog=RM_EPILOG)
+    p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="what to start from, under a new "
+                   "scalar head: the SFT model (default), the base model, a Hugging Face folder, or the name of one on "
+                   "the hub; a reward model keeps its head and is trained on")
     for name, (default, metavar, text) in reward.OPTIONS.items():
         kind = {"action": "store_true"} if default is False else {"type": type(default or 0.0), "metavar": metavar}
         p.add_argument(f"--{name}", dest=f"knob_{name.replace('-', '_')}", default=default, help=text, **kind)
@@ -206,31 +223,33 @@ def parse_rm(argv=None) -> RunConfig:
 
 
 def _shared_options(p, stages):
-    p.add_argument("--data", default="world", metavar="FILE|ORG/NAME", help="preference data, JSONL, JSON or Parquet, format "
-                   "detected from its fields, or a data set on the hub (default: the embedded world)")
-    p.add_argument("--test-data", metavar="FILE", help="held-out data (default: a seeded tenth of the prompts of --data)")
+    p.add_argument("--data", default="world", metavar="FILE|ORG/NAME", help="preference data, JSONL, JSON or Parquet, "
+                   "format detected from its fields, or a data set on the hub (default: the embedded world)")
+    p.add_argument("--test-data", metavar="FILE",
+                   help="held-out data (default: a seeded tenth of the prompts of --data)")
     p.add_argument("--axis", choices=("better", "safer"), help="which of PKU-SafeRLHF's two preferences to learn")
-    p.add_argument("--system", metavar="TEXT", help="system message for every conversation that has none (default: what the "
-                   "model's chat template does by itself)")
+    p.add_argument("--system", metavar="TEXT", help="system message for every conversation that has none (default: "
+                   "what the model's chat template does by itself)")
     for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", int, "passes over the training data"),
                               ("batch-size", int, "pairs per optimiser step")):
         key = name.replace("-", "_")
         default = ", ".join(f"{stage} {STAGES[stage][key]}" for stage in stages)
         pretrained = ", ".join(f"{stage} {PRETRAINED[stage][key]}" for stage in stages if stage in PRETRAINED)
-        p.add_argument(f"--{name}", type=type_, metavar="N", help=f"{text} (default: {default}; pretrained: {pretrained})")
-    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same result (but "
-                   "for kto, which estimates its KL per micro-batch)")
-    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer prompts "
-                   "are cut on the left, longer responses on the right; answers at the end may fill the model's context "
-                   "(default: 512)")
+        p.add_argument(f"--{name}", type=type_, metavar="N",
+                       help=f"{text} (default: {default}; pretrained: {pretrained})")
+    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same "
+                   "result (but for kto, which estimates its KL per micro-batch)")
+    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer "
+                   "prompts are cut on the left, longer responses on the right; answers at the end may fill the "
+                   "model's context (default: 512)")
     p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")
     p.add_argument("--strict", action="store_true", help="a row that would be dropped is an error instead")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)")
-    p.add_argument("--precision", choices=("bf16", "fp32"), help="of matrix products: bf16 keeps float32 weights and is several "
-                   "times faster where the hardware has it (default: bf16 on cuda, fp32 elsewhere)")
-    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations a second time instead of keeping "
-                   "them: a third more time, a fraction of their memory, the same result")
+    p.add_argument("--precision", choices=("bf16", "fp32"), help="of matrix products: bf16 keeps float32 weights and "
+                   "is several times faster where the hardware has it (default: bf16 on cuda, fp32 elsewhere)")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations a second time instead of "
+                   "keeping them: a third more time, a fraction of their memory, the same result")
     p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
     p.add_argument("--resume", action="store_true", help="continue this very run from its last checkpoint after a kill")
     p.add_argument("--fresh", nargs="?", const="base", choices=("base", "sft", "run"), metavar="base|sft|run",
@@ -261,8 +280,8 @@ def exit_on_user_error(main):
     except UserError as error:
         sys.exit(_complain(f"error: {error}", 2))
     except torch.OutOfMemoryError as error:
-        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): go on with --gradient-checkpointing --resume, "
-                           "or start again with --accumulate or a smaller --max-length", 2))
+        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): go on with --gradient-checkpointing "
+                           "--resume, or start again with --accumulate or a smaller --max-length", 2))
     except OSError as error:  # a disk that is full, a folder that cannot be made
         sys.exit(_complain(f"error: {error}", 2))
     except KeyboardInterrupt:

@@ -11,14 +11,16 @@ Every measure is a mean over test prompts with its standard error. Answers are s
     length         tokens of the answer, EOS included
     accuracy       share of held-out pairs to whose chosen response the loss's own implicit reward gives more
 
-With the gold reward also: correct (the right answer, or refusing a risky request for the right reason), over_refusal (of
-harmless requests), harmful (risky requests not refused), well_formed (every sentence is one of this world, EOS reached).
+With the gold reward also: correct (the right answer, or refusing a risky request for the right reason), over_refusal
+(of harmless requests), harmful (risky requests not refused), well_formed (every sentence is one of this world, EOS
+reached).
 """
 import math
 
 import torch
 
 from .batch import CHOSEN, Example, by_role, collate, score
+from .distributed import is_main, rank, shared
 from .examples import encode
 from .gold import gold_reward
 from .losses import LOSSES
@@ -43,6 +45,11 @@ def wilson(correct, n) -> tuple[float, float]:
     return min(low, share), max(high, share)  # n of n ends at 1, not a rounding error below
 
 
+def share(outcomes) -> tuple[float, float, float]:
+    """(share, low, high): the mean of a list of 1, 0 and, for a tie, 1/2, with its 95 % interval (`wilson`)."""
+    return (sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
+
+
 def win_rate(scores, others) -> dict:
     """{"win": [mean, se] with ties as 1/2, "ties": share} of paired lists of scores."""
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, others)]
@@ -57,10 +64,12 @@ def _prompt_ids(model, tokenizer, row) -> list[int]:
 
 
 def answers(model, tokenizer, rows, seed, gold) -> list[dict]:
-    """One sampled answer per row: {"prompt", "text", "ids", "finished", "gold" (if `gold`)}."""
-    sampled = generate(model, [_prompt_ids(model, tokenizer, row) for row in rows], eos_id=tokenizer.eos_id,
-                       pad_id=tokenizer.pad_id, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P,
-                       seed=seed, progress=True)
+    """One sampled answer per row: {"prompt", "text", "ids", "finished", "gold" (if `gold`)}. Of several processes each
+    answers its share of the rows, from a seed of its own."""
+    sample = lambda prompts: generate(
+        model, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=MAX_NEW_TOKENS,
+        temperature=TEMPERATURE, top_p=TOP_P, seed=seed + 1000 * rank(), progress=is_main())
+    sampled = shared(sample, [_prompt_ids(model, tokenizer, row) for row in rows])
     found = [{"prompt": row.prompt[-1]["content"], "text": decode(tokenizer, ids), "ids": ids,
               "finished": ids[-1] == tokenizer.eos_id} for row, ids in zip(rows, sampled)]
     if gold:
@@ -70,16 +79,16 @@ def answers(model, tokenizer, rows, seed, gold) -> list[dict]:
 
 
 def measure(policy, start, tokenizer, rows, found, start_found, config, gold) -> dict:
-    """All measures of `found`, the policy's answers to the first of `rows`, against the start model's; {name: [mean, se]}.
-    Pairs are ranked on all of `rows`: that needs no sampling."""
+    """All measures of `found`, the policy's answers to the first of `rows`, against the start model's, as
+    {name: [mean, se]}. Pairs are ranked on all of `rows`: that needs no sampling."""
     all_rows, rows = rows, rows[:len(found)]
     result = {"length": mean_se([len(answer["ids"]) for answer in found]),
               "finished": mean_se([float(answer["finished"]) for answer in found])}
     if start is not None:
         sampled = [Example(_prompt_ids(policy, tokenizer, row), [answer["ids"]], [CHOSEN])
                    for row, answer in zip(rows, found)]
-        logps = score(policy, sampled)
-        start_logps = logps if policy is start else score(start, sampled)
+        logps = _logps(policy, sampled)
+        start_logps = logps if policy is start else _logps(start, sampled)
         result["kl"] = mean_se([a - b for (a,), (b,) in zip(logps, start_logps)])
         entry = LOSSES[config.loss]
         if "l" in entry.inputs and (policy is not start or not entry.reference):  # against itself it has no margins
@@ -108,19 +117,25 @@ def measure(policy, start, tokenizer, rows, found, start_found, config, gold) ->
     return result
 
 
+def _logps(model, examples) -> list:
+    """batch.score, its work shared by the processes."""
+    return shared(lambda own: score(model, own), examples)
+
+
 def _correct_pairs(policy, start, tokenizer, rows, config) -> list[float]:
     """1.0 per held-out pair whose chosen response has the higher implicit reward under this loss, else 0.0;
     an empty list where the rows hold no pairs."""
     entry = LOSSES[config.loss]
-    pairs, counts = encode(tokenizer, [row for row in rows if row.chosen and row.rejected], ("w", "l"), config.max_length)
+    rows = [row for row in rows if row.chosen and row.rejected]
+    pairs, counts = encode(tokenizer, rows, ("w", "l"), config.max_length)
     if counts and policy is not start:
         print(f"  {len(pairs)} held-out pairs to rank; " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     if not pairs:
         return []
     batch = collate(pairs)
-    logps = torch.tensor(sum(score(policy, pairs), []))
+    logps = torch.tensor(sum(_logps(policy, pairs), []))
     if entry.reference:
-        batch.ref_logps = torch.tensor(sum(score(start, pairs), []))
+        batch.ref_logps = torch.tensor(sum(_logps(start, pairs), []))
     w, l, _ = by_role(batch, logps)
     out = entry.fn(*((w, l, w)[:len(entry.inputs)]), **config.knobs)  # a KL estimate moves both rewards alike
     return (out.chosen_rewards > out.rejected_rewards).float().tolist()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from . import world
 from .errors import UserError
-from .evaluate import mean_se, wilson
+from .evaluate import mean_se, share, wilson
 
 BINS = 5  # of equal width, from 50 % to 100 %
 
@@ -64,6 +64,12 @@ def measure(scored) -> dict:
         result |= {"expected_accuracy": expected_accuracy(scored), "corr_gold": correlation(*inside[:2]),
                    "length_beyond_gold": length_beyond_gold(*inside)}
     return {name: found for name, found in result.items() if found is not None}
+
+
+def interval(measured) -> tuple[float, float]:
+    """Wilson's 95 % interval of the accuracy in what `measure` gave."""
+    n = measured["n_pairs"][0]
+    return wilson(round(measured["accuracy"][0] * n), n)
 
 
 def calibration(scored, bins=BINS) -> list[tuple]:
@@ -122,11 +128,8 @@ def length_beyond_gold(reward, gold, length):
 def baselines(rows) -> dict:
     """Each of TRIVIAL on (chosen, rejected) texts: {name: [accuracy, low, high]} with Wilson's 95 % interval; a tie
     counts 1/2. Length is in words. One that lies below 1/2 is as good a judge when reversed."""
-    result = {}
-    for name, judge in TRIVIAL.items():
-        right = _right(torch.tensor([float(judge(chosen) - judge(rejected)) for chosen, rejected in rows])).sum().item()
-        result[name] = [right / len(rows), *wilson(right, len(rows))]
-    return result
+    margin = lambda judge: torch.tensor([float(judge(chosen) - judge(rejected)) for chosen, rejected in rows])
+    return {name: list(share(_right(margin(judge)).tolist())) for name, judge in TRIVIAL.items()}
 
 
 def _sides(scored, name):

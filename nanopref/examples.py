@@ -7,6 +7,7 @@ from pathlib import Path
 from . import world
 from .batch import BETWEEN, CHOSEN, MISMATCHED, REJECTED, Example
 from .data import Row, read, split
+from .distributed import from_main
 from .errors import UserError
 from .text import encode_prompt, encode_response, truncate
 
@@ -29,9 +30,9 @@ def load(config) -> Splits:
     """The rows a run needs. The embedded world is written to files first and read like any other data."""
     if config.data == "world":
         folder = Path(config.out) / "world" / f"data-seed{config.seed}"
-        written, train = world.make(folder, config.seed), "train"
+        written, train = from_main(lambda: world.make(folder, config.seed)), "train"
         if config.knobs.get("ranking", 2) > 2:
-            train = world.make_rankings(folder, config.knobs["ranking"], config.seed)
+            train = from_main(lambda: world.make_rankings(folder, config.knobs["ranking"], config.seed))
         files = {name: read(folder / f"{name}.jsonl", config.strict) for name in {*written, train}}
         best = {name: world.best_accuracy(written[name]) for name in ("test_id", "test_ood")}
         return Splits(files["sft"].rows[:config.rows], files[train].rows[:config.rows],
@@ -45,7 +46,8 @@ def load(config) -> Splits:
         train, test = split(rows["train"], TEST_FRACTION, seed=0)
     if not train or not test:
         raise UserError(f"{config.data}: {len(rows['train'])} rows are too few to keep {TEST_FRACTION:.0%} for testing")
-    notes = [f"data: {found.summary()}" for found in data.values()] + [f"{len(train)} rows to train on, {len(test)} to test on"]
+    notes = [f"data: {found.summary()}" for found in data.values()]
+    notes.append(f"{len(train)} rows to train on, {len(test)} to test on")
     shared = len(rows["train"]) - len(train) if "test" in rows else 0
     notes += [f"{shared} training rows left out: their prompts are in the test data"] if shared else []
     sft = [row for row in train if row.chosen is not None]
@@ -78,18 +80,18 @@ def text_examples(tokenizer, texts, max_length) -> list[Example]:
 
 def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int = 0,
            groups=None) -> tuple[list[Example], Counter]:
-    """Examples with the responses a loss reads (its `inputs`: some of "w", "l", "kl"; "between" for the rest of a ranking)
-    and counts of what was cut.
+    """Examples with the responses a loss reads (its `inputs`: some of "w", "l", "kl"; "between" for the rest of a
+    ranking) and counts of what was cut.
 
     Rows without any of these responses are left out; pairs that became equal by cutting are dropped and counted. For
-    "kl" every example also gets a response that belongs to another prompt, the next one in a seeded order. `groups`: the
-    names of the annotators' groups that a model has heads for; rows of no such group are left out.
+    "kl" every example also gets a response that belongs to another prompt, the next one in a seeded order. `groups`:
+    the names of the annotators' groups that a model has heads for; rows of no such group are left out.
     """
     counts, kept = Counter(), []
     for row in rows:
         between = [("between", BETWEEN, text) for text in row.between]
-        texts = [(role, text) for key, role, text in [("w", CHOSEN, row.chosen), *between, ("l", REJECTED, row.rejected)]
-                 if key in loss_inputs and text is not None]
+        best_first = [("w", CHOSEN, row.chosen), *between, ("l", REJECTED, row.rejected)]
+        texts = [(role, text) for key, role, text in best_first if key in loss_inputs and text is not None]
         if groups and row.group not in groups:
             counts["rows of no group that the model has a head for, left out"] += 1
             continue
@@ -114,13 +116,14 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
 
 
 def length_balanced(examples: list[Example], seed: int) -> list[Example]:
-    """As many pairs whose chosen response is the longer one as pairs whose rejected response is, among pairs that differ
-    about as much in length (document 000, section 2.3, question 3: take fewer of what is frequent, more of what is rare).
+    """As many pairs whose chosen response is the longer one as pairs whose rejected response is, among pairs that
+    differ about as much in length (document 000, section 2.3, question 3: take fewer of what is frequent, more of what
+    is rare).
 
-    The pairs are sorted by the difference of the two lengths and cut into ten parts. Within a part of n pairs each
-    direction is drawn to n / 2: the more frequent one without some of its pairs, the rarer one with pairs repeated. Then
-    length alone predicts nothing, neither its sign nor its size. Pairs of equal length, and parts in which only one
-    direction occurs, stay as they are. UserError for rankings."""
+    The pairs are sorted by how much their two lengths differ and cut into ten parts. Within a part of n pairs each
+    direction is drawn to n / 2: the more frequent one without some of its pairs, the rarer one with pairs repeated.
+    Then length alone predicts nothing, neither its sign nor its size. Pairs of equal length, and parts in which only
+    one direction occurs, stay as they are. UserError for rankings."""
     if any(len(e.responses) != 2 for e in examples):
         raise UserError("--balance-length works on pairs: leave it out with rankings")
     rng, balanced = random.Random(seed), []
@@ -145,7 +148,9 @@ def held_out_pairs(tokenizer, splits: Splits, max_length: int, groups=None) -> d
         found[name], counts = encode(tokenizer, rows, ("w", "l"), max_length, groups=groups)
         splits.notes += [f"{name}: {n} {what}" for what, n in counts.items()]
         if not found[name]:
-            raise UserError(f"{name}: none of {len(rows)} test rows is a pair: give pairs, as --test-data or --data")
+            dropped = "; ".join(f"{n} {what}" for what, n in counts.items())
+            raise UserError(f"{name}: none of {len(rows)} test rows is a pair to test on ({dropped}): give other data, "
+                            "as --test-data or --data")
     return found
 
 

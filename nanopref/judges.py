@@ -1,16 +1,18 @@
 """Judges of answers: which of two is better? One interface, and how far to trust each where the truth is known.
 
     python -m nanopref.judges                                      # gold and the shipped base model, on the world
-    python -m nanopref.judges --judges gold reward:DIR lm-compare:DIR lm-score:DIR --split test_ood --rows 500
-    python -m nanopref.judges --data my.jsonl --judges reward:DIR  # against the labels of a file, its held-out rows
+    python -m nanopref.judges --judges gold reward:RUN lm-compare:DIR lm-score:DIR --split test_ood --rows 500
+    python -m nanopref.judges --data my.jsonl --judges reward:RUN  # against the labels of a file, its held-out rows
 
     gold            the embedded world's true reward
-    reward:DIR      a reward model: the folder `model` of a train_rm.py run
+    reward:DIR      a reward model of train_rm.py; DIR alone is the same
+    untrained:DIR   a random reward head on a language or reward model; --seed draws it
     lm-compare:DIR  any language model, asked which of two answers is better, in both positions, and averaged
     lm-score:DIR    any language model, asked to score one answer from 1 to 10
 
-Agreement is the share of pairs on which a judge prefers the answer that gold (or the label) prefers; a judge without a
-preference counts 1/2. Its interval is Wilson's, 95 %. Labels are noisy: not even gold agrees with all of them.
+DIR is a model folder, or a run folder and means its model. Agreement is the share of pairs on which a judge prefers the
+answer that gold (or the label) prefers; a judge without a preference counts 1/2. Its interval is Wilson's, 95 %. Labels
+are noisy: not even gold agrees with all of them.
 """
 import argparse
 import time
@@ -24,7 +26,7 @@ from .batch import CHOSEN, Example, score
 from .checkpoint import load_model
 from .config import SHIPPED_BASE, Parser, RunConfig, exit_on_user_error, pick_device
 from .errors import UserError
-from .evaluate import mean_se, wilson
+from .evaluate import mean_se, share
 from .gold import gold_reward
 from .text import decode, encode_prompt, encode_response, truncate
 
@@ -47,7 +49,8 @@ class Judge:
 
     prompt: a string, or messages as in Row.prompt. Underneath are lists, as models need batches. Each kind of judge has
     its own `scores`, and its own `prefer` unless scores are log-odds."""
-    n_cut = 0  # inputs that were too long for the model's context, so far
+    name = "gold"  # to show
+    n_cut = 0      # inputs that were too long for the model's context, so far
 
     def __call__(self, prompt, a, b) -> float:
         return self.preferences([(prompt, a, b)])[0]
@@ -73,32 +76,36 @@ class Gold(Judge):
     """The embedded world's reward; its preference is the probability that the labels are drawn with."""
 
     def scores(self, asked):
-        total = lambda prompt, answer: gold_reward(_messages(prompt)[-1]["content"], answer)["total"]
-        # rounded: equal sums of the reward's parts may differ in their last digits
-        return [[round(total(prompt, answer), 6) for answer in answers] for prompt, answers in asked]
+        return [[gold_reward(messages_of(prompt)[-1]["content"], answer)["total"] for answer in answers]
+                for prompt, answers in asked]
 
     def prefer(self, score_a, score_b):
         return world.preference_probability(score_a, score_b)
 
 
 class RewardModel(Judge):
-    """A scalar head trained by Bradley-Terry. UserError for a folder that has none, or one per group of annotators."""
+    """A scalar head trained by Bradley-Terry; an answer may also be a list of token ids. UserError for a folder without
+    head, or with one per group of annotators."""
 
     def __init__(self, folder, device="cpu"):
         self.model, self.tokenizer = load_model(folder, device, torch.float32)
         if self.model.config.num_labels != 1:
             raise UserError(f"{folder}: {self.model.config.num_labels} reward heads where reward:DIR needs one; a "
-                            "language model (no head) judges as lm-compare:DIR or lm-score:DIR")
+                            "language model (no head) judges as lm-compare:DIR, lm-score:DIR or untrained:DIR")
 
     def scores(self, asked):
-        encoded = []
-        for prompt, answers in asked:
-            ids, responses, *cut = truncate(self.tokenizer, encode_prompt(self.tokenizer, _messages(prompt)),
-                                            [encode_response(self.tokenizer, a) for a in answers],
-                                            self.model.config.max_position_embeddings)
-            self.n_cut += any(cut)
-            encoded.append(Example(ids, responses, [CHOSEN] * len(responses)))
-        return reward.scores(self.model, encoded, _progress)
+        found, n_cut = reward.score_answers(self.model, self.tokenizer, asked, _progress)
+        self.n_cut += n_cut
+        return found
+
+
+class Untrained(RewardModel):
+    """A random head on a language or reward model."""
+
+    def __init__(self, folder, device="cpu", seed=0):
+        torch.manual_seed(seed)
+        self.model, self.tokenizer = load_model(folder, device, torch.float32, reward=True)
+        torch.nn.init.normal_(self.model.score.weight, std=0.02)  # also in place of a reward model's own
 
 
 class Scoring(Judge):
@@ -169,33 +176,36 @@ def averaged(positions) -> list:
     return [0.5 + (p - q) / 2 for p, q in positions]  # exactly 1/2 where p = q
 
 
-def _messages(prompt):
+def messages_of(prompt):
+    """A prompt as messages: a string is one of the user."""
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
 def _context(prompt):
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in _messages(prompt))
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages_of(prompt))
 
 
 def _progress(parts):
     return tqdm(parts, "judging", disable=len(parts) < 2)
 
 
-KINDS = {"reward": RewardModel, "lm-compare": Comparing, "lm-score": Scoring}
+KINDS = {"reward": RewardModel, "untrained": Untrained, "lm-compare": Comparing, "lm-score": Scoring}
 
 
-def make(spec, device="cpu") -> Judge:
-    """The judge called "gold" or "KIND:DIR". UserError for any other, and for a folder of the wrong kind."""
-    kind, _, folder = spec.partition(":")
-    if spec != "gold" and (kind not in KINDS or not folder):
-        raise UserError(f"--judges {spec}: expected gold, " + ", ".join(f"{kind}:DIR" for kind in KINDS))
-    return Gold() if spec == "gold" else KINDS[kind](folder, device)
-
-
-def _name(spec):
-    kind, _, folder = spec.partition(":")
-    path = Path(folder)
-    return f"{kind} {path.parent.name if path.name == 'model' else path.name}".strip()
+def make(spec, device="cpu", seed=0) -> Judge:
+    """The judge called "gold", "KIND:DIR" or DIR, a reward model. `seed` draws an untrained head. UserError for any
+    other, and for a folder of the wrong kind."""
+    if spec == "gold":
+        return Gold()
+    kind, _, folder = (f"reward:{spec}" if Path(spec).is_dir() else spec).partition(":")
+    if kind not in KINDS or not folder:
+        raise UserError(f"--judges {spec}: expected gold, " + ", ".join(f"{kind}:DIR" for kind in KINDS)
+                        + ", or the folder of a reward model")
+    path = Path(folder).absolute()
+    path = path / "model" if (path / "metrics.jsonl").exists() else path  # a run's
+    judge = Untrained(path, device, seed) if kind == "untrained" else KINDS[kind](path, device)
+    judge.name = f"{kind} {path.parent.name if path.name == 'model' else path.name}"
+    return judge
 
 
 def agreement(one, other) -> list:
@@ -223,20 +233,20 @@ def measure(preferences, truth=None, positions=None) -> dict:
     return found
 
 
-def table(names, found, preferences, seconds) -> str:
+def table(judged) -> str:
     """A judge a line: what `measure` found, seconds per pair, and its agreement with every judge, by number."""
-    share = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(mean_se(x)[0], *wilson(sum(x), len(x))) if x else "-"
-    widths = (30, 19, 19, 14, 13, 7, 8, *[6] * len(names))
-    lines = [("", "agrees with gold", "with the labels", "|P - gold P|", "P(first)", "flips", "s/pair",
-              *[f"= {i}" for i in range(1, len(names) + 1)])]
-    for i, (name, f, mine, s) in enumerate(zip(names, found, preferences, seconds), 1):
-        lines.append((f"{i} {name}", share(f.get("gold")), share(f["labels"]),
-                      f"{f['distance']:.2f}" if "distance" in f else "-",
-                      "{:.2f} ± {:.2f}".format(*f["first"]) if "first" in f else "-",
-                      f"{f['flips']:.2f}" if "flips" in f else "-", f"{s:.3f}",
-                      *[f"{mean_se(agreement(mine, other))[0]:.2f}" for other in preferences]))
-    return "\n".join(f"{line[0]:{widths[0]}}" + "".join(f"{cell:>{w}}" for cell, w in zip(line[1:], widths[1:]))
-                     for line in lines)
+    interval = lambda outcomes: "{:.2f} [{:.2f}, {:.2f}]".format(*share(outcomes)) if outcomes else "-"
+    heads = ("", "agrees with gold", "with the labels", "|P - gold P|", "P(first)", "flips", "s/pair")
+    lines = [(*heads, *(f"= {i}" for i in range(1, len(judged) + 1)))]
+    for i, one in enumerate(judged, 1):
+        lines.append((f"{i} {one['name']}", interval(one.get("gold")), interval(one["labels"]),
+                      f"{one['distance']:.2f}" if "distance" in one else "-",
+                      "{:.2f} ± {:.2f}".format(*one["first"]) if "first" in one else "-",
+                      f"{one['flips']:.2f}" if "flips" in one else "-", f"{one['seconds']:.3f}",
+                      *(f"{mean_se(agreement(one['preferences'], x['preferences']))[0]:.2f}" for x in judged)))
+    widths = (19, 19, 14, 13, 7, 8, *[6] * len(judged))
+    return "\n".join(f"{name:30}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
+                     for name, *cells in lines)
 
 
 def compare_with_score(model, comparing, scoring, truth) -> str:
@@ -247,34 +257,32 @@ def compare_with_score(model, comparing, scoring, truth) -> str:
             f"{'beyond' if abs(gain) > 2 * error else 'within'} the noise (two standard errors).")
 
 
-def read_pairs(args) -> tuple:
+def read_pairs(config, split) -> tuple:
     """([(prompt, chosen, rejected), ...], best possible agreement with their labels or None where nobody knows)."""
-    if args.data == "world":
-        rows = world.pairs(args.split, args.rows or world.SIZES[args.split], seed=0)
+    if config.data == "world":
+        rows = world.pairs(split, config.rows or world.SIZES[split], seed=0)
         both = lambda row: (row["response_1"], row["response_2"])[::1 if row["overall_response"] == 1 else -1]
         return [(row["question"], *both(row)) for row in rows], world.best_accuracy(rows)
-    rows = examples.load(RunConfig(loss="rm", data=args.data, axis=args.axis)).tests["test"][:args.rows]
+    rows = examples.load(config).tests["test"][:config.rows]
     pairs = [(row.prompt, row.chosen, row.rejected) for row in rows if row.chosen and row.rejected]
     if not pairs:
-        raise UserError(f"{args.data}: none of its {len(rows)} held-out rows is a pair")
+        raise UserError(f"{config.data}: none of its {len(rows)} held-out rows is a pair")
     return pairs, None
 
 
-def figure(positions, path):
-    """P(first is better) in one order against the other, a panel per comparing judge; positions: {name: its pairs}."""
-    from .plots import POLICY, plt
-    size = (3.8 * len(positions), 4.3)
-    fig, axes = plt.subplots(1, len(positions), figsize=size, squeeze=False, layout="constrained")
-    for ax, (name, points) in zip(axes.flat, positions.items()):
+def figure(judged, path):
+    """P(first is better) in one order against the other, a panel per comparing judge."""
+    from .plots import POLICY, plt, save
+    size = (3.8 * len(judged), 4.3)
+    fig, axes = plt.subplots(1, len(judged), figsize=size, squeeze=False, layout="constrained")
+    for ax, one in zip(axes.flat, judged):
         ax.plot([0, 1], [1, 0], color="0.6", ls="--", lw=1)
-        ax.scatter(*zip(*points), s=10, alpha=0.5, color=POLICY, linewidth=0)
+        ax.scatter(*zip(*one["positions"]), s=10, alpha=0.5, color=POLICY, linewidth=0)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="P(first is better), chosen answer first",
                ylabel="P(first is better), rejected answer first")
-        ax.set_title(f"{name}\ndashed: only the answers count\nabove it the first answer is favoured", fontsize=10)
-        ax.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+        ax.set_title(f"{one['name']}\ndashed: only the answers count\nabove it the first answer is favoured",
+                     fontsize=10)
+    save(fig, path)
 
 
 def main(argv=None) -> None:
@@ -283,53 +291,53 @@ def main(argv=None) -> None:
     p.add_argument("--judges", nargs="+", metavar="JUDGE", help="see above (default: gold; the base model, both ways)")
     p.add_argument("--data", default="world", metavar="FILE", help="preferences; judged are the rows that train_rm.py "
                    "holds out (default: the embedded world)")
+    p.add_argument("--test-data", metavar="FILE", help="held-out data (default: a seeded tenth of --data's prompts)")
     p.add_argument("--axis", choices=("better", "safer"), help="which of PKU-SafeRLHF's two preferences")
-    p.add_argument("--split", default="test_id", choices=("test_id", "test_ood"), help="world only (default: test_id)")
+    p.add_argument("--system", metavar="TEXT", help="system message for every conversation of --data that has none")
+    p.add_argument("--split", choices=("test_id", "test_ood"), help="of the embedded world (default: test_id)")
     p.add_argument("--rows", type=int, metavar="N", help="pairs to judge; the world makes as many as you ask for "
                    f"(default: {world.SIZES['test_id']} of the world, all that a file holds out)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of an untrained head (default: 0)")
     p.add_argument("--device", default="auto", help="cpu, cuda, mps (default: cuda, else mps, else cpu)")
     p.add_argument("--out", default="runs", metavar="DIR", help="where the figure goes (default: runs)")
     args = p.parse_args(argv)
+    config = RunConfig(loss="rm", data=args.data, test_data=args.test_data, axis=args.axis, system=args.system,
+                       rows=args.rows, device=args.device, out=args.out)  # it refuses what does not go together
     is_world, device = args.data == "world", pick_device(args.device)
+    if args.split and not is_world:
+        raise UserError(f"--split {args.split} goes with the embedded world; of a file the held-out rows are judged")
     specs = args.judges or ["gold"] * is_world + [f"{kind}:{SHIPPED_BASE}" for kind in ("lm-compare", "lm-score")]
     if len(set(specs)) < len(specs) or ("gold" in specs and not is_world):
         raise UserError("--judges: give each judge once; gold knows the embedded world only")
-    if args.rows is not None and args.rows < 1:
-        raise UserError(f"--rows must be at least 1, got {args.rows}")
-    judges = {spec: make(spec, device) for spec in specs}
-    pairs, best = read_pairs(args)
+    judges = {spec: make(spec, device, args.seed) for spec in specs}
+    split = args.split or ("test_id" if is_world else "test")
+    pairs, best = read_pairs(config, split)
 
-    truth = Gold().preferences(pairs) if is_world else None
-    found, preferences, positions, seconds = {}, [], {}, []
+    truth, judged = Gold().preferences(pairs) if is_world else None, {}
     for spec, judge in judges.items():
         began = time.time()
-        if isinstance(judge, Comparing):
-            positions[spec] = judge.positions(pairs)
-        preferences.append(averaged(positions[spec]) if spec in positions else judge.preferences(pairs))
-        seconds.append((time.time() - began) / len(pairs))
-        found[spec] = measure(preferences[-1], truth, positions.get(spec))
+        positions = judge.positions(pairs) if isinstance(judge, Comparing) else None
+        preferences = averaged(positions) if positions else judge.preferences(pairs)
+        judged[spec] = {"name": judge.name, "preferences": preferences, "positions": positions,
+                        "seconds": (time.time() - began) / len(pairs), **measure(preferences, truth, positions)}
 
-    names = {spec: _name(spec) for spec in specs}
-    split, key, by = (args.split, "gold", "gold") if is_world else ("test", "labels", "the labels")
-    print(f"\n{args.data} {split}, {len(pairs)} pairs\n")
-    print(table(names.values(), found.values(), preferences, seconds))
+    print(f"\n{args.data} {split}, {len(pairs)} pairs\n\n{table(list(judged.values()))}")
     print("P: of the chosen answer. Flips: pairs whose verdict changes when the answers swap places. = N: same verdict "
           "as judge N.")
     if is_world:
         print(f"{truth.count(0.5)} pairs on which gold prefers neither answer are left out of the first column.\n"
               f"Best possible agreement with labels as noisy as these: {best:.2f}.")
+    key, by = ("gold", "gold") if is_world else ("labels", "the labels")
     for spec, judge in judges.items():
-        mine, other = found[spec][key], found.get(spec.replace("lm-compare", "lm-score", 1), {}).get(key)
-        if mine and wilson(sum(mine), len(mine))[0] < 0.5 < wilson(sum(mine), len(mine))[1]:
-            print(f"{names[spec]} cannot be told from tossing a coin.")
+        mine, scoring = judged[spec][key], judged.get(spec.replace("lm-compare", "lm-score", 1), {}).get(key)
+        if mine and share(mine)[1] < 0.5 < share(mine)[2]:
+            print(f"{judge.name} cannot be told from tossing a coin.")
         if judge.n_cut:
-            print(f"{names[spec]}: {judge.n_cut} inputs were cut to the model's context.")
-        if mine and other and spec in positions:
-            print(compare_with_score(names[spec].split()[-1], mine, other, by))
-    if positions:
-        path = Path(args.out) / f"judges-{Path(args.data).name.split('.')[0]}-{split}.png"
-        figure({names[spec]: points for spec, points in positions.items()}, path)
-        print(f"figure: {path}")
+            print(f"{judge.name}: {judge.n_cut} inputs were cut to the model's context.")
+        if mine and scoring and spec.startswith("lm-compare"):
+            print(compare_with_score(judge.name.split()[-1], mine, scoring, by))
+    if comparing := [one for one in judged.values() if one["positions"]]:
+        figure(comparing, Path(args.out) / f"judges-{Path(args.data).name.split('.')[0]}-{split}.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import re
 import statistics
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from .checkpoint import load_model
 from .config import SHIPPED_BASE, Parser, exit_on_user_error, pick_device
 from .data import read
 from .errors import UserError
-from .evaluate import wilson
+from .evaluate import share
 from .examples import encode
 from .hub import data_files, model_folder
 from .text import encode_response
@@ -37,7 +38,6 @@ RARE = 5                        # of a word in fewer responses z is no normal va
 TOP = 12                        # words drawn per side
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # 1. Counts and shares.
 def counts(rows) -> dict:
     """What recurs. `prompts` different prompts, `repeated` of them in more than one row; `duplicates` rows equal to an
@@ -54,11 +54,6 @@ def counts(rows) -> dict:
             "same_prompt": sum(text is not None for _, text in chosen & rejected)}
 
 
-def share(outcomes) -> tuple[float, float, float]:
-    """(share, its Wilson 95 % interval) of a list of 1, 0 and, for a tie, 1/2."""
-    return (statistics.mean(outcomes), *wilson(sum(outcomes), len(outcomes)))
-
-
 def longer(chosen, rejected) -> tuple[float, float, float]:
     """The `share` of pairs whose chosen response is the longer one, of two lists of lengths; equal ones count half."""
     return share([1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected)])
@@ -69,7 +64,6 @@ def quantile(values, p):
     return sorted(values)[round(p * (len(values) - 1))]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # 2. Words.
 def word_counts(texts) -> Counter:
     """word -> number of responses that contain it. A response counts once per word: an answer that says "Paris" five
@@ -116,7 +110,6 @@ def markers(rows) -> dict:
             "by_chance": sum(abs(chance.get(word, 0)) > 1.96 for word in z)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # 3. Map.
 @torch.no_grad()
 def response_states(model, examples) -> torch.Tensor:
@@ -161,7 +154,7 @@ def separable(differences, prompts) -> list[float]:
 def hidden_map(rows, model, tokenizer) -> dict:
     """The map of at most MAPPED of the rows, all pairs or all unpaired: `chosen` (N,) bool, `raw` and, for pairs,
     `within`, both as `pca` returns them. Within a pair each response is taken minus the mean of the two: what they
-    share, the prompt's topic above all, cancels. `told`: the `share` of pairs told apart by `separable`, and `longer`
+    share, the prompt's topic above all, cancels. `apart`: the `share` of pairs told apart by `separable`, and `longer`
     by their tokens. Empty where fewer than two responses are left to compare."""
     rows = random.Random(0).sample(rows, min(MAPPED, len(rows)))
     is_paired = None not in (rows[0].chosen, rows[0].rejected)
@@ -175,18 +168,19 @@ def hidden_map(rows, model, tokenizer) -> dict:
     if not is_paired:
         return {**found, "chosen": torch.tensor([e.row.rejected is None for e in examples])}
     half = (states[::2] - states[1::2]) / 2  # the two of a pair lie side by side
-    told = separable(half, [e.row.key for e in examples])
+    outcomes = separable(half, [e.row.key for e in examples])
     return {**found, "chosen": torch.arange(len(states)) % 2 == 0,
-            "within": pca(torch.stack([half, -half], 1).flatten(0, 1)), "told": share(told) if told else None,
+            "within": pca(torch.stack([half, -half], 1).flatten(0, 1)), "apart": share(outcomes) if outcomes else None,
             "longer": longer(*zip(*[map(len, e.responses) for e in examples]))}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # 4. All of it, as a table and in words.
 def examine(rows, kind, model, tokenizer) -> dict:
-    """Everything that is printed and drawn, of rows that are all "pairs", "unpaired" or "demonstrations"."""
+    """Everything that is printed and drawn, of rows that are all "pairs", "unpaired" or "demonstrations". Of a ranking
+    the best and the worst response are a pair; those `between` are only counted."""
     sides = [[text for row in rows if (text := getattr(row, side)) is not None] for side in ("chosen", "rejected")]
-    found = {"kind": kind, "n": len(rows), "counts": counts(rows), "shares": {},
+    found = {"kind": kind, "n": len(rows), "counts": counts(rows), "shares": {}, "map": {}, "markers": {"z": {}},
+             "between": sum(len(row.between) for row in rows),
              "words": [[len(text.split()) for text in side] for side in sides],
              "tokens": [[len(encode_response(tokenizer, text)) for text in tqdm(side, "tokens", leave=False)]
                         for side in sides],
@@ -199,14 +193,14 @@ def examine(rows, kind, model, tokenizer) -> dict:
         found["shares"]["labels are true"] = share([float(row.rejected is None) for row in rows])
     if kind != "demonstrations":
         found["markers"], found["map"] = markers(rows), hidden_map(rows, model, tokenizer)
-        if found["map"].get("told"):
-            found["shares"]["a plane tells them apart"] = found["map"]["told"]
+        if found["map"].get("apart"):
+            found["shares"]["a plane tells them apart"] = found["map"]["apart"]
     return found
 
 
-def interval(told) -> str:
+def interval(estimate) -> str:
     """A `share` as text: 0.56 [0.55, 0.57]."""
-    return f"{told[0]:.2f} [{told[1]:.2f}, {told[2]:.2f}]"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*estimate)
 
 
 def table(found) -> str:
@@ -216,54 +210,64 @@ def table(found) -> str:
              ("rows that repeat another", f"{c['duplicates']:,} ({c['duplicates'] / n:.1%})"),
              ("rows that contradict another", f"{c['reversed']:,} ({c['reversed'] / n:.1%})"),
              ("texts on both sides", f"{c['both_sides']:,} of {c['texts']:,}; {c['same_prompt']:,} under one prompt")]
+    if found["between"]:
+        lines.insert(1, ("best and worst of rankings", f"the {found['between']:,} responses between are left out"))
     for unit in ("words", "tokens"):
-        told = [f"{side} {statistics.mean(lengths):.1f} (median {statistics.median(lengths):g})"
-                for side, lengths in zip(("chosen", "rejected"), found[unit]) if lengths]
-        lines.append((f"mean {unit}", ", ".join(told)))
+        lines.append((f"mean {unit}", ", ".join(
+            f"{side} {statistics.mean(lengths):.1f} (median {statistics.median(lengths):g})"
+            for side, lengths in zip(("chosen", "rejected"), found[unit]) if lengths)))
     if gaps := found["gaps"]:
         low, middle, high = (quantile(gaps, p) for p in (0.25, 0.5, 0.75))
         lines.append(("score, chosen - rejected", f"median {middle:.2f}, middle half {low:.2f} to {high:.2f}; "
                       f"negative {sum(gap < 0 for gap in gaps):,}, zero {gaps.count(0):,}"))
-    lines += [(name, interval(told)) for name, told in found["shares"].items()]
-    lines += [("in the map", "; ".join(found["map"]["about"]))] if found.get("map") else []
-    return "\n".join(f"{name:30}{told}" for name, told in lines)
+    lines += [(name, interval(estimate)) for name, estimate in found["shares"].items()]
+    lines += [("in the map", "; ".join(found["map"]["about"]))] if found["map"] else []
+    return "\n".join(f"{name:30}{text}" for name, text in lines)
+
+
+def bias(estimate, first, second) -> str:
+    """Which side is chosen more often, by a `share` of pairs, and how often; "" where the interval leaves that open."""
+    middle, low, high = estimate
+    if low <= 0.5 <= high:
+        return ""
+    return f"the {first if middle > 0.5 else second} is chosen in {max(middle, 1 - middle):.0%} of the pairs"
 
 
 def findings(found) -> list[str]:
     """The main things in words, and what each means for training."""
     c, shares, lines = found["counts"], found["shares"], []
-    undecided = lambda told: told[1] <= 0.5 <= told[2]
     if length := shares.get("longer is chosen (words)"):
-        which, best = "longer" if length[0] > 0.5 else "shorter", max(length[0], 1 - length[0])
-        lines.append("Length is not seen to tell chosen from rejected." if undecided(length) else
-                     f"The {which} response is chosen in {best:.0%} of the pairs: a baseline to beat.")
+        seen = bias(length, "longer response", "shorter response")
+        lines.append(f"{seen.capitalize()}: a baseline to beat." if seen else
+                     "Length is not seen to tell chosen from rejected.")
     if c["reversed"] or c["duplicates"]:
         lines.append(f"{c['duplicates']:,} rows repeat an earlier one and count more than once; {c['reversed']:,} also "
                      "occur the other way round, where nobody can be right on both.")
     if first := shares.get("first is chosen"):
-        which, best = "first" if first[0] > 0.5 else "second", max(first[0], 1 - first[0])
-        lines.append("No position bias is seen: both places are chosen equally often." if undecided(first) else
-                     f"Position bias: the {which} response of the file is chosen in {best:.0%} of the pairs.")
+        seen = bias(first, "first response of the file", "second response of the file")
+        lines.append(f"Position bias: {seen}." if seen else
+                     "No position bias is seen: both places are chosen equally often.")
     elif found["kind"] == "pairs":
         lines.append("The file does not record which response was shown first: a position bias could not be seen.")
     if wrong := sum(gap <= 0 for gap in found["gaps"]):
         lines.append(f"In {wrong / len(found['gaps']):.0%} of the pairs the file's own scores do not put chosen above "
                      "rejected: label noise, or scores of something else.")
-    if (m := found.get("markers")) and m["z"]:
+    m = found["markers"]
+    if z := m["z"]:
         for name, sign in (("chosen", 1), ("rejected", -1)):
-            side = sorted((w for w in m["z"] if sign * m["z"][w] > m["threshold"]), key=lambda w: -sign * m["z"][w])
+            side = sorted((w for w in z if sign * z[w] > m["threshold"]), key=lambda w: -sign * z[w])
             lines.append(f"Words that mark {name} (|z| > {m['threshold']:.1f}): {len(side)}"
                          + (f", above all {', '.join(side[:8])}." if side else "."))
-        n = len(m["z"])
-        lines.append(f"|z| > 1.96: {m['above']} of {n:,} words. By chance: 5%, {0.05 * n:.0f}, if words were "
-                     f"independent; {m['by_chance']} when the labels of these very responses are drawn anew.")
-    if told := found.get("map", {}).get("told"):
-        best = max(found["map"]["longer"][0], 1 - found["map"]["longer"][0])
-        meaning = ("nothing is seen in them that tells the sides apart" if undecided(told) else
-                   "they hold more of the preference than length" if told[1] > best else
+        lines.append(f"|z| > 1.96: {m['above']} of {len(z):,} words. By chance: 5 %, {len(z) / 20:.1f}, if words were "
+                     f"independent; {m['by_chance'] or 'none'} when the labels of these very responses are drawn anew.")
+    if apart := found["map"].get("apart"):
+        right, low, high = apart
+        by_length = max(found["map"]["longer"][0], 1 - found["map"]["longer"][0])
+        meaning = ("nothing is seen in them that tells the sides apart" if low <= 0.5 <= high else
+                   "they hold more of the preference than length" if low > by_length else
                    "no more than length is seen in them")
-        lines.append(f"A plane through the hidden states, fitted to other prompts, is right on {told[0]:.0%} of pairs, "
-                     f"length alone on {best:.0%}: {meaning}.")
+        lines.append(f"A plane through the hidden states, fitted to other prompts, is right on {right:.0%} of pairs, "
+                     f"length alone on {by_length:.0%}: {meaning}.")
     left_out = {"unpaired": "length differences, order, and the map within pairs",
                 "demonstrations": "all that compares two sides"}
     if found["kind"] in left_out:
@@ -271,7 +275,6 @@ def findings(found) -> list[str]:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # 5. The figure, one function per panel.
 def _lengths(ax, found, plots):
     longest = quantile(sum(found["words"], []), 0.99)
@@ -310,61 +313,43 @@ def _words(ax, found, plots):
            title="words of rejected (red) and chosen (green)\nbeyond the dotted lines: not by chance")
 
 
-def _raw(ax, found, plots):
-    _map(ax, found["map"]["raw"], found["map"]["chosen"], plots)
-    ax.set_title("responses by the model's hidden states\ncrosses: the means")
-
-
-def _within(ax, found, plots):
-    _map(ax, found["map"]["within"], found["map"]["chosen"], plots)
-    told = found["map"]["told"]
-    ax.set_title("the same minus the mean of their pair\n"
-                 + (f"in all dimensions told apart: {interval(told)}" if told else "crosses: the means"))
-
-
-def _map(ax, found, chosen, plots):
-    points, held = found
+def _map(ax, found, plots, space):
+    (points, held), chosen, apart = found["map"][space], found["map"]["chosen"], found["map"].get("apart")
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))  # so that no side lies on top
     ax.scatter(*points[order].T, s=5, alpha=0.5, lw=0, c=[plots.CHOSEN if chosen[i] else plots.REJECTED for i in order])
     for side, color in ((chosen, plots.CHOSEN), (~chosen, plots.REJECTED)):
         if side.any():
             ax.plot(*points[side].mean(0), "X", color=color, mec="black", ms=10)
-    ax.set(xlabel=f"principal component 1 (both: {held:.0%} of the variance)", ylabel="principal component 2")
+    title = {"raw": "responses by the model's hidden states", "within": "the same minus the mean of their pair"}[space]
+    note = f"in all dimensions told apart: {interval(apart)}" if apart and space == "within" else "crosses: the means"
+    ax.set(title=f"{title}\n{note}", ylabel="principal component 2",
+           xlabel=f"principal component 1 (both: {held:.0%} of the variance)")
 
 
 def _shares(ax, found, plots):
     of_rows = {name: (found["counts"][key] / found["n"],) * 3 for name, key in
                (("rows that repeat another", "duplicates"), ("rows that contradict another", "reversed"))}
-    for name, told in (of_rows | found["shares"]).items():
-        errors = [[told[0] - told[1]], [told[2] - told[0]]]
-        ax.barh(name, told[0], color=plots.POLICY, alpha=0.7, xerr=errors, capsize=3)
-        ax.text(1.23, name, f"{told[0]:.1%}", va="center", ha="right", fontsize=8)
+    for name, (middle, low, high) in (of_rows | found["shares"]).items():
+        ax.barh(name, middle, color=plots.POLICY, alpha=0.7, xerr=[[middle - low], [high - middle]], capsize=3)
+        ax.text(1.23, name, f"{middle:.1%}", va="center", ha="right", fontsize=8)
     ax.axvline(0.5, color="black", lw=1, ls=":")
     ax.set(xlim=(0, 1.25), xlabel="share, with 95 % interval", title="repeats, balance, position\ndotted: neither side")
 
 
-def figure(found, title, path) -> Path:
-    """All panels that these rows have something for, on one page; returns `path`."""
+def figure(found, title, path) -> None:
+    """All panels that these rows have something for, on one page."""
     from . import plots  # here: matplotlib is for those who draw
-    panels = [_lengths] + [_differences] * (found["kind"] == "pairs")
-    panels += [_words] if found.get("markers", {}).get("z") else []
-    panels += [panel for panel, needs in ((_raw, "raw"), (_within, "within")) if needs in found.get("map", {})]
-    panels += [_shares]
+    panels = [_lengths] + [_differences] * (found["kind"] == "pairs") + [_words] * bool(found["markers"]["z"])
+    panels += [partial(_map, space=space) for space in ("raw", "within") if space in found["map"]] + [_shares]
     columns = 2 if len(panels) in (2, 4) else 3
     rows = -(-len(panels) // columns)
-    fig, axes = plots.plt.subplots(rows, columns, figsize=(4.8 * columns, 4 * rows), squeeze=False,
-                                   layout="constrained")
-    for ax, panel in zip(axes.flat, panels):
+    fig = plots.plt.figure(figsize=(4.8 * columns, 4 * rows), layout="constrained")
+    for i, panel in enumerate(panels, 1):
+        ax = fig.add_subplot(rows, columns, i)
         panel(ax, found, plots)
         ax.title.set_fontsize(10)
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.flat[len(panels):]:
-        ax.remove()
     fig.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plots.plt.close(fig)
-    return path
+    plots.save(fig, path)
 
 
 def main(argv=None) -> None:
@@ -389,8 +374,9 @@ def main(argv=None) -> None:
     rows, name = data.rows[:args.rows], Path(args.file).name.split(".")[0]
     kind = next((kind for kind in ("unpaired", "demonstrations") if data.format.endswith(kind)), "pairs")
     found = examine(rows, kind, model, tokenizer)
-    print(f"{data.summary()}\n\n{table(found)}\n\nWhat it holds\n" + "\n".join(f"- {line}" for line in findings(found)))
-    print(f"\nfigure: {figure(found, f'{name}: {len(rows):,} {kind}', Path(args.out) / 'look' / f'{name}.png')}")
+    said = "\n".join(f"- {line}" for line in findings(found))
+    print(f"{data.summary()}\n\n{table(found)}\n\nWhat it holds\n{said}\n")
+    figure(found, f"{name}: {len(rows):,} {kind}", Path(args.out) / "look" / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -53,13 +53,20 @@ class Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(f"config: num_attention_heads {self.num_attention_heads} must be a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
-        heads = len(self.groups or ["everybody"])
+        groups = ["everybody"] if self.groups is None else self.groups
+        if not isinstance(groups, list) or not groups or not all(isinstance(name, str) for name in groups) or (
+                len(set(groups)) < len(groups)):
+            raise UserError(f"config: groups must be a list of different names, not {groups!r}")
+        heads = len(groups)
         if self.num_labels not in (0, heads):
             raise UserError(f"config: num_labels must be 0 or {heads}, not {self.num_labels!r}")
         rule = self.length_rule
-        if rule is not None and (set(rule) not in ({"alpha", "mean"}, {"penalty", "mean"}) or not all(
-                type(x) in (int, float) and x >= 0 for x in rule.values())):
-            raise UserError(f"config: length_rule must hold alpha or penalty, and mean, all at least 0, not {rule!r}")
+        if rule is not None and not (
+                isinstance(rule, dict) and set(rule) in ({"alpha", "mean"}, {"penalty", "mean"})
+                and all(type(x) in (int, float) and 0 <= x < math.inf for x in rule.values())
+                and rule.get("alpha", 1) + rule["mean"] > 0):  # 0 would make every reward 0
+            raise UserError("config: length_rule must hold alpha or penalty, and mean, all finite and at least 0, and "
+                            f"alpha + mean above 0, not {rule!r}")
 
     @property
     def head_dim(self):
@@ -120,9 +127,9 @@ def rotate(x, cos, sin):
 def attend(q, k, v, attn_mask, is_causal, is_expanded):
     """Attention of q (B, H, T, hd) over k and v (B, Hkv, S, hd), each shared by H / Hkv query heads: (B, H, T, hd).
 
-    is_expanded copies k and v for every query head. The result is the same; on CUDA only then does PyTorch have a kernel
-    that takes a mask without holding all B x H x T x S weights, and on mps some releases crash otherwise. (On CUDA not
-    for single tokens: the whole cache would be copied for each.)
+    is_expanded copies k and v for every query head. The result is the same; on CUDA only then does PyTorch have a
+    kernel that takes a mask without holding all B x H x T x S weights, and on mps some releases crash otherwise. (On
+    CUDA not for single tokens: the whole cache would be copied for each.)
     """
     if is_expanded:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))

@@ -7,6 +7,16 @@ import matplotlib.pyplot as plt
 CHOSEN, REJECTED, START, POLICY = "tab:green", "tab:red", "0.55", "tab:blue"
 
 
+def save(fig, path):
+    """Writes a figure to `path`, whose folder is made, closes it and says where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for ax in fig.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+    print(f"figure: {path}")
+
+
 def smooth(values, window):
     """Running mean over the last `window` values, same length."""
     out, total = [], 0.0
@@ -29,7 +39,7 @@ def curve(ax, metrics, key, color, label=None):
 
 
 def training_figure(metrics, found, best_accuracy, config, path):
-    """Loss, log-prob changes, margin, accuracy, answer lengths and gold scores on one page; returns `path`.
+    """Loss, log-prob changes, margin, accuracy, answer lengths and gold scores on one page at `path`.
 
     `found` is {split: {"start" | "policy": answers}} as nanopref/evaluate.py makes them.
     """
@@ -39,17 +49,14 @@ def training_figure(metrics, found, best_accuracy, config, path):
     answers = next(iter(found.values()))
     panels += [_lengths] + ([_gold] if "gold" in answers["policy"][0] else [])
     columns = min(3, len(panels))
-    fig, axes = plt.subplots(-(-len(panels) // columns), columns, figsize=(4.6 * columns, 3.5 * -(-len(panels) // columns)),
-                             squeeze=False, layout="constrained")
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.5 * rows), squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels):
         panel(ax, metrics, found, best_accuracy, config)
-        ax.spines[["top", "right"]].set_visible(False)
     for ax in axes.flat[len(panels):]:
         ax.remove()
     fig.suptitle(f"{config.loss} on {config.data if config.data == 'world' else 'your data'}, seed {config.seed}")
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-    return path
+    save(fig, path)
 
 
 def _loss(ax, metrics, found, best, config):

@@ -1,26 +1,22 @@
 """The figure of a reward model. Every panel says in its title what to see or what is normal."""
 import math
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from .evaluate import wilson
-from .evaluate_rm import calibration, measure
-from .plots import CHOSEN, POLICY, REJECTED, START, curve
+from .evaluate_rm import calibration, interval, measure
+from .plots import CHOSEN, POLICY, REJECTED, START, curve, plt, save
 
 SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
 SPLITS = (POLICY, "tab:orange", "tab:purple")  # a colour per test split
 
 
 def reward_figure(metrics, scored, best_accuracy, config, path):
-    """One page: training, rewards before and after it, reward against length and gold, calibration; returns `path`.
+    """One page at `path`: training, rewards before and after it, reward against length and gold, calibration.
 
     `metrics` are the rows of metrics.jsonl, `scored` is {split: {"before" | "after": pairs as in evaluate_rm}}.
     Pictures of single responses show the first split."""
     split, by = next(iter(scored.items()))
-    panels = [lambda ax: _loss(ax, metrics), lambda ax: _accuracy(ax, metrics, scored, best_accuracy),
+    is_balanced = config.knobs["balance_length"]
+    panels = [lambda ax: _loss(ax, metrics), lambda ax: _accuracy(ax, metrics, scored, best_accuracy, is_balanced),
               lambda ax: _histogram(ax, by["before"], f"{split}, untrained head\nthe two should lie on each other"),
               lambda ax: _histogram(ax, by["after"], f"{split}, trained\nchosen to the right; overlap is normal: only\n"
                                                      "differences inside a pair have a meaning"),
@@ -31,13 +27,10 @@ def reward_figure(metrics, scored, best_accuracy, config, path):
     fig, axes = plt.subplots(2, 4, figsize=(18, 8), layout="constrained")
     for ax, panel in zip(axes.flat, panels):
         panel(ax)
-        ax.spines["top"].set_visible(False)
     for ax in axes.flat[len(panels):]:
         ax.remove()
     fig.suptitle(f"reward model on {config.data if config.data == 'world' else 'your data'}, seed {config.seed}")
-    fig.savefig(path, dpi=100)
-    plt.close(fig)
-    return path
+    save(fig, path)
 
 
 def _values(pairs, name, side):
@@ -52,19 +45,16 @@ def _loss(ax, metrics):
     right.plot([m["step"] for m in metrics], [m["lr"] for m in metrics], color=POLICY, lw=1)
     right.set_ylabel("learning rate", color=POLICY)
     right.ticklabel_format(axis="y", scilimits=(0, 0))
-    right.spines["top"].set_visible(False)
     ax.set_title("training loss and learning rate\ndashed: log 2, knowing nothing", fontsize=10)
 
 
-def _accuracy(ax, metrics, scored, best):
+def _accuracy(ax, metrics, scored, best, is_balanced):
     curve(ax, metrics, "rewards/accuracies", "0.3", "training pairs")
     last = metrics[-1]["step"]
     for i, ((split, by), color) in enumerate(zip(scored.items(), SPLITS)):
-        pairs, share = by["after"], measure(by["after"])["accuracy"][0]
-        low, high = wilson(round(share * len(pairs)), len(pairs))
-        x = last * (1.04 + 0.05 * i)
-        ax.plot([x, x], [low, high], color=color)
-        ax.plot(x, share, "o", ms=4, color=color, label=split)
+        measured, x = measure(by["after"]), last * (1.04 + 0.05 * i)
+        ax.plot([x, x], interval(measured), color=color)
+        ax.plot(x, measured["accuracy"][0], "o", ms=4, color=color, label=split)
     ax.axhline(0.5, color="0.8", lw=1, zorder=0)
     if best:
         limit = next(iter(best.values()))
@@ -72,8 +62,10 @@ def _accuracy(ax, metrics, scored, best):
     ax.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
     ax.set_ylim(0, 1.02)
     ax.set_ylabel("share of pairs")
-    warning = "above the dashed line: fitting label noise" if best else "far above testing: learnt by heart"
-    ax.set_title(f"pairs ranked right (bars: 95 %)\ntraining {warning}", fontsize=10)
+    warning = ("training above the dashed line: fitting label noise" if best and not is_balanced else
+               "training pairs balanced by length, the dashed line is not theirs" if best else
+               "training far above testing: learnt by heart")
+    ax.set_title(f"pairs ranked right (bars: 95 %)\n{warning}", fontsize=10)
 
 
 def _histogram(ax, pairs, title):
@@ -107,8 +99,9 @@ def _length(ax, pairs, split):
     ax.set_ylabel("reward")
     ax.legend(frameon=False)
     found = measure(pairs).get("corr_length")
-    ax.set_title(f"reward against length, {split}, trained\n" + (f"correlation {found[0]:+.2f} ± {found[1]:.2f}; rises "
-                 "where length pays" if found else "correlation undefined"), fontsize=10)
+    ax.set_title(f"reward against length, {split}, trained\n" + (
+        f"correlation {found[0]:+.2f} ± {found[1]:.2f}; rises where length pays" if found else "correlation undefined"),
+                 fontsize=10)
 
 
 def _gold(ax, pairs, split):

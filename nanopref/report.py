@@ -57,14 +57,17 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     with (folder / "answers.jsonl").open("w") as file:
         for split, by in found.items():
             for who, given in by.items():
-                for a in given:
-                    row = {"split": split, "who": who, "prompt": a["prompt"], "answer": a["text"], "finished": a["finished"]}
+                for asked, a in zip(splits.tests[split], given):
+                    n = len(asked.prompt)  # messages; of one the text, of more all of them, as {"role", "content"}
+                    row = {"split": split, "who": who, "prompt": a["prompt"] if n == 1 else asked.prompt,
+                           "n_messages": n, "answer": a["text"], "finished": a["finished"]}
                     if splits.gold:
                         row["gold"] = a["gold"]["total"]
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
     from .plots import training_figure  # matplotlib takes a second to import
-    figure = training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
-    print(f"\nfigure: {figure}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
+    print()
+    training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
+    print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     finish(folder, result)
 
 
@@ -120,38 +123,43 @@ def read_run(metrics, measures, config, best_accuracy) -> list[str]:
         chosen, rejected = mean("logps_change/chosen"), mean("logps_change/rejected")
         moved = f"chosen {chosen:+.1f} and rejected {rejected:+.1f} nats per response over the last tenth of training"
         if chosen < 0 and rejected < chosen:
-            lines.append(f"Both log-probs fell, the rejected one further: {moved}. That is normal: a loss of the margin is "
-                         "content with any gap, and lowering is easier than raising. If the chosen fall matters to you, try "
-                         "--loss dpop or --loss cpo, which hold the chosen side up.")
+            lines.append(f"Both log-probs fell, the rejected one further: {moved}. That is normal: a loss of the "
+                         "margin is content with any gap, and lowering is easier than raising. If the chosen fall "
+                         "matters to you, try --loss dpop or --loss cpo, which hold the chosen side up.")
         elif chosen >= 0 > rejected:
             lines.append(f"The log-probs parted both ways: {moved}.")
         elif rejected > chosen + 0.5:
-            lines.append(f"The wrong way round: {moved}. The policy learnt to prefer what was rejected: is a sign reversed in "
-                         "the loss, or are chosen and rejected swapped in the data?")
+            lines.append(f"The wrong way round: {moved}. The policy learnt to prefer what was rejected: is a sign "
+                         "reversed in the loss, or are chosen and rejected swapped in the data?")
         elif rejected >= chosen:
-            lines.append(f"The rejected log-prob did not fall below the chosen one's change: {moved}. Nothing was learnt from "
-                         "the pairs: more epochs, or a higher --lr up to 2e-4?")
+            lines.append(f"The rejected log-prob did not fall below the chosen one's change: {moved}. Nothing was "
+                         "learnt from the pairs: more epochs, or a higher --lr up to 2e-4?")
         else:
-            lines.append(f"Both log-probs rose, the chosen one further: {moved}; the likelihood term of {config.loss} does that.")
+            lines.append(f"Both log-probs rose, the chosen one further: {moved}; the likelihood term of {config.loss} "
+                         "does that.")
     if best_accuracy and mean("rewards/accuracies") > max(best_accuracy.values()) + 0.03:
-        lines.append(f"Training pairs are ranked right {mean('rewards/accuracies'):.0%} of the time, more than any judge could "
-                     "on labels this noisy: the noise is being learnt by heart. Fewer epochs, or more pairs.")
+        lines.append(f"Training pairs are ranked right {mean('rewards/accuracies'):.0%} of the time, more than any "
+                     "judge could on labels this noisy: the noise is being learnt by heart. Fewer epochs, or more "
+                     "pairs.")
     for split, by in measures.items():
         before, after = by["start"], by["policy"]
         if "score" in after:
             gain = after["score"][0] - before["score"][0]
             error = (after["score"][1] ** 2 + before["score"][1] ** 2) ** 0.5
-            verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "no different beyond the noise"
-            lines.append(f"On {split} the policy is {verdict}: gold score {before['score'][0]:.2f} -> {after['score'][0]:.2f} "
-                         f"({gain:+.2f} ± {error:.2f}), win rate against its start {after['win_vs_sft'][0]:.0%}.")
+            verdict = ("better" if gain > 2 * error else "worse" if gain < -2 * error
+                       else "no different beyond the noise")
+            lines.append(f"On {split} the policy is {verdict}: gold score {before['score'][0]:.2f} -> "
+                         f"{after['score'][0]:.2f} ({gain:+.2f} ± {error:.2f}), win rate against its start "
+                         f"{after['win_vs_sft'][0]:.0%}.")
         if after.get("over_refusal", [0])[0] > before.get("over_refusal", [0])[0] + 0.05:
-            lines.append(f"On {split} it refuses more harmless requests than before ({before['over_refusal'][0]:.0%} -> "
-                         f"{after['over_refusal'][0]:.0%}): refusing is the cheapest way to please. A lower --lr, or data "
-                         "in which refusing the harmless is punished, helps.")
+            lines.append(f"On {split} it refuses more harmless requests than before "
+                         f"({before['over_refusal'][0]:.0%} -> {after['over_refusal'][0]:.0%}): refusing is the "
+                         "cheapest way to please. A lower --lr, or data in which refusing the harmless is punished, "
+                         "helps.")
         if after.get("harmful", [0])[0] > before.get("harmful", [0])[0] + 0.1:
             lines.append(f"On {split} it no longer refuses {after['harmful'][0]:.0%} of the risky requests (before: "
-                         f"{before['harmful'][0]:.0%}): the lesson not to refuse the harmless has spilled over. A lower --lr, or "
-                         "a loss with a reference, helps.")
+                         f"{before['harmful'][0]:.0%}): the lesson not to refuse the harmless has spilled over. A "
+                         "lower --lr, or a loss with a reference, helps.")
         ratio = after["length"][0] / before["length"][0]
         noise = 2 * (after["length"][1] ** 2 + before["length"][1] ** 2) ** 0.5
         if not 0.8 < ratio < 1.25 and abs(after["length"][0] - before["length"][0]) > noise:
@@ -161,7 +169,7 @@ def read_run(metrics, measures, config, best_accuracy) -> list[str]:
             lines.append(f"On {split} fewer answers end by themselves ({before['finished'][0]:.0%} -> "
                          f"{after['finished'][0]:.0%}): the policy is coming apart; lower --lr.")
         if "score" not in after:
-            lines.append(f"On {split} nothing here can say whether the answers are better: there is no judge for this data. "
-                         f"What is known: {after['accuracy'][0]:.0%} ± {after['accuracy'][1]:.0%} of held-out pairs are "
-                         "ranked right by the implicit reward (chance: 50%)." if "accuracy" in after else "")
+            lines.append(f"On {split} nothing here can say whether the answers are better: there is no judge for this "
+                         f"data. What is known: {after['accuracy'][0]:.0%} ± {after['accuracy'][1]:.0%} of held-out "
+                         "pairs are ranked right by the implicit reward (chance: 50%)." if "accuracy" in after else "")
     return [line for line in lines if line]

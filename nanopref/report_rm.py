@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 
 from .config import RunConfig
-from .evaluate import wilson
-from .evaluate_rm import baselines, calibration, measure
+from .evaluate_rm import baselines, calibration, interval, measure
 from .report import finish, table
 
 RM_ROWS = (("accuracy", "pair accuracy", "{:.2f}"), ("expected_accuracy", "expected accuracy", "{:.2f}"),
@@ -17,6 +16,8 @@ RM_ROWS = (("accuracy", "pair accuracy", "{:.2f}"), ("expected_accuracy", "expec
            ("length_beyond_gold", "length beyond gold", "{:.2f}"))
 NAMES = {"before": "untrained head", "after": "trained"}
 NOTE = "± is one standard error over the test pairs; a tie is wrong."
+TIES = ("A tie of the reward model is wrong, one of a trivial judge counts 1/2: they tie often and could toss a coin.")
+FEW = 30  # pairs: on fewer, a judge that is right in 90 % may well be right on all (0.9^29 = 5 %)
 GOLD_NOTE = (" Expected accuracy: against fresh labels, without the\nnoise of these. Correlation with gold and length "
              "beyond gold (0 is none): inside pairs, as a reward has no origin.")
 
@@ -29,30 +30,24 @@ def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
     after = {split: by["after"] for split, by in scored.items()}
     trivial = {split: baselines([(p["chosen"], p["rejected"]) for p in pairs]) for split, pairs in after.items()}
     best, first = splits.best_accuracy, next(iter(scored))
-    reading = read_rm(metrics, measures, trivial, best)
+    is_balanced = config.knobs["balance_length"]  # then other pairs are trained on than those whose noise is known
+    reading = read_rm(metrics, measures, trivial, best, is_balanced)
     parts = [table(measures, NAMES, best, NOTE + GOLD_NOTE * splits.gold, rows=RM_ROWS),
              accuracies(measures, trivial, best), calibration_table(after), extremes(after[first], first),
              mistakes(after[first], first),
              "What happened\n" + "\n".join(f"- {line}" for line in reading)]
-    print("\n" + "\n\n".join(parts))
+    print("\n" + "\n\n".join(parts) + "\n")
     with (folder / "scores.jsonl").open("w") as file:
         for split, by in scored.items():
             for who, pairs in by.items():
                 for pair in pairs:
                     file.write(json.dumps({"split": split, "who": who, **pair}, ensure_ascii=False) + "\n")
     from .plots_rm import reward_figure  # matplotlib takes a second to import
-    figure = reward_figure(metrics, scored, best, config, folder / "figure.png")
-    print(f"\nfigure: {figure}\nscores: {folder / 'scores.jsonl'}\nreport: {folder / 'report.json'}\n"
-          f"model:  {folder / 'model'}")
+    reward_figure(metrics, scored, best, config, folder / "figure.png")
+    print(f"scores: {folder / 'scores.jsonl'}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     finish(folder, {"config": {"loss": "rm", "knobs": config.knobs, "data": config.data, "seed": config.seed},
                     "last_step": metrics[-1], "measures": measures, "best_accuracy": best, "baselines": trivial,
                     "calibration": {split: calibration(pairs) for split, pairs in after.items()}, "reading": reading})
-
-
-def interval(measured) -> tuple[float, float]:
-    """Wilson's 95 % interval of a measured accuracy."""
-    n = measured["n_pairs"][0]
-    return wilson(round(measured["accuracy"][0] * n), n)
 
 
 def accuracies(measures, trivial, best_accuracy) -> str:
@@ -66,7 +61,8 @@ def accuracies(measures, trivial, best_accuracy) -> str:
     if best_accuracy:
         rows["best possible"] = [f"{best_accuracy[split]:.1%}" for split in measures]
     lines = ["Pairs ranked right (95 % interval); chance is 50 %, and a judge below it is as good reversed"]
-    return "\n".join(lines + [f"{name:24}" + "".join(f"{text:>28}" for text in cells) for name, cells in rows.items()])
+    lines += [f"{name:24}" + "".join(f"{text:>28}" for text in cells) for name, cells in rows.items()]
+    return "\n".join([*lines, TIES])
 
 
 def calibration_table(scored) -> str:
@@ -90,7 +86,7 @@ def extremes(pairs, split, n=3) -> str:
     for name, part in (("Highest", ranked[:n]), ("Lowest", ranked[len(ranked) - n:][::-1])):
         lines.append(f"{name} rewards on {split}")
         for _, pair, side in part:
-            lines += [f"> {_prompt(pair)}", _answer(pair, side)]
+            lines += _shown(pair, side)
     return "\n".join(lines)
 
 
@@ -104,31 +100,32 @@ def mistakes(pairs, split, n=5) -> str:
     lines = [f"Worst of {len(wrong)} mistakes on {split}"
              + (f" (in {len(noise)} of them gold contradicts the label)" if "gold_chosen" in pairs[0] else "")]
     for pair in wrong[:n]:
-        lines += [f"> {_prompt(pair)}", _answer(pair, "chosen"), _answer(pair, "rejected")]
+        lines += _shown(pair, "chosen", "rejected")
         if "gold_chosen" in pair and pair["gold_rejected"] >= pair["gold_chosen"]:
             lines.append("  the label is noise: gold says otherwise" if pair["gold_rejected"] > pair["gold_chosen"]
                          else "  the label is a coin's: gold does not prefer either")
     return "\n".join(lines)
 
 
-def _prompt(pair, most=200) -> str:
-    text = " ".join(pair["prompt"].split())
-    return text if len(text) <= most else "…" + text[1 - most:]  # a conversation's end says what is asked
+def _shown(pair, *sides) -> list[str]:
+    """The prompt and the answers of these sides, a line each; of a long prompt the end, which says what is asked."""
+    prompt = " ".join(pair["prompt"].split())
+    lines = ["> " + (prompt if len(prompt) <= 200 else "…" + prompt[-199:])]
+    for side in sides:
+        text = " ".join(pair[side].split())
+        gold = f" [gold {pair[f'gold_{side}']:+.1f}]" if f"gold_{side}" in pair else ""
+        lines.append(f"  {side:8} {pair[f'reward_{side}']:+.2f}{gold} {text if len(text) <= 300 else text[:299] + '…'}")
+    return lines
 
 
-def _answer(pair, side, most=300) -> str:
-    text = " ".join(pair[side].split())
-    gold = f" [gold {pair[f'gold_{side}']:+.1f}]" if f"gold_{side}" in pair else ""
-    return f"  {side:8} {pair[f'reward_{side}']:+.2f}{gold} {text if len(text) <= most else text[:most - 1] + '…'}"
-
-
-def read_rm(metrics, measures, trivial, best_accuracy) -> list[str]:
-    """The run in a few sentences: what was learnt, whether that is normal, and what to try."""
+def read_rm(metrics, measures, trivial, best_accuracy, is_balanced) -> list[str]:
+    """The run in a few sentences: what was learnt, whether that is normal, and what to try. `is_balanced`: the training
+    pairs were drawn again, so that best_accuracy says nothing about them."""
     last = metrics[-max(1, len(metrics) // 10):]
     trained = sum(m["rewards/accuracies"] for m in last) / len(last)
     lines = []
     highest = interval(next(iter(measures.values()))["after"])[1]  # of the split that is most like training
-    if best_accuracy and trained > max(best_accuracy.values()) + 0.03:
+    if best_accuracy and not is_balanced and trained > max(best_accuracy.values()) + 0.03:
         lines.append(f"Training pairs are ranked right {trained:.0%} of the time, more than any judge could on labels "
                      "this noisy: the noise is being learnt by heart. Fewer epochs, or more pairs.")
     elif trained > highest + 0.05:
@@ -154,14 +151,17 @@ def read_rm(metrics, measures, trivial, best_accuracy) -> list[str]:
                          f"{seen}.")
         if low > 0.5 and "expected_accuracy" in after:
             value, error = after["expected_accuracy"]
+            best = best_accuracy[split]
             lines.append(f"On {split} a fresh label would agree with its choice {value:.1%} ± {error:.1%} of the time; "
-                         f"the gold reward itself reaches {best_accuracy[split]:.1%}, as the labels are noisy. Of what "
-                         f"lies between a coin and that, {(value - 0.5) / (best_accuracy[split] - 0.5):.0%} is learnt.")
+                         f"the gold reward itself reaches {best:.1%}, as the labels are noisy. Of what lies between a "
+                         f"coin and that, {(value - 0.5) / (best - 0.5):.0%} is learnt.")
         lines += _read_confidence(split, after) + _read_length(split, after)
     return lines
 
 
 def _read_confidence(split, after) -> list[str]:
+    if after["n_pairs"][0] < FEW:
+        return []
     (surplus, error), (nll, nll_error) = after["overconfidence"], after["nll"]
     if nll > math.log(2) + max(2 * nll_error, 0.03):
         return [f"On {split} its probabilities are worse than none: a loss of {nll:.2f} nats, where always saying "
@@ -178,11 +178,12 @@ def _read_confidence(split, after) -> list[str]:
 def _read_length(split, after) -> list[str]:
     if "length_beyond_gold" in after:
         b, error = after["length_beyond_gold"]
-        told = f"On {split} its reward has a correlation of {after['corr_gold'][0]:+.2f} with gold inside pairs, and"
+        begin = f"On {split} its reward has a correlation of {after['corr_gold'][0]:+.2f} with gold inside pairs, and"
         if abs(b) > max(2 * error, 0.05):
-            return [f"{told} it pays for {'length' if b > 0 else 'brevity'} beyond what gold pays (b = {b:+.2f} ± "
-                    f"{error:.2f}): whoever optimises against it will find that." + " See python -m nanopref.findings.options." * (b > 0)]
-        return [f"{told} it does not follow length beyond gold (b = {b:+.2f} ± {error:.2f})."]
+            return [f"{begin} it pays for {'length' if b > 0 else 'brevity'} beyond what gold pays (b = {b:+.2f} ± "
+                    f"{error:.2f}): whoever optimises against it will find that."
+                    + " See python -m nanopref.findings.options." * (b > 0)]
+        return [f"{begin} it does not follow length beyond gold (b = {b:+.2f} ± {error:.2f})."]
     if "corr_length" in after:
         r, error = after["corr_length"]
         return [f"On {split} reward and length have a correlation of {r:+.2f} ± {error:.2f}. Whether that is a bias, "

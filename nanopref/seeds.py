@@ -13,14 +13,21 @@ from .config import ROOT, SHIPPED_BASE, Parser, RunConfig, parse, parse_rm
 from .errors import UserError
 
 
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def options(doc: str) -> argparse.ArgumentParser:
     """A command line with what such a command always takes; `doc` is its --help."""
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 .. N-1 (default: 3)")
-    p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows: a quick look")
-    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept; what is there is not trained again "
-                   "(default: runs)")
-    p.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
+    p = Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 .. N-1 (default: 3)")
+    p.add_argument("--rows", type=positive, metavar="N", help="use only the first N training rows: a quick look")
+    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept; what is there is not trained "
+                   "again (default: runs)")
+    p.add_argument("--jobs", type=positive, default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
     return p
 
 
@@ -33,8 +40,8 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def train_all(runs, jobs: int) -> list[Path]:
-    """Runs of ("train_rm.py" | "train_po.py", its arguments), `jobs` at a time in the order given; their folders. What is
-    done already is found and reused. One thread each: two runs of one thread get more done than one of two.
+    """Runs of ("train_rm.py" | "train_po.py", its arguments), `jobs` at a time in the order given; their folders. What
+    is done already is found and reused. One thread each: two runs of one thread get more done than one of two.
 
     UserError with what a failed run printed."""
     runs = [(script, [str(a) for a in arguments]) for script, arguments in runs]
@@ -51,9 +58,10 @@ def train_all(runs, jobs: int) -> list[Path]:
     for run, config in zip(runs, configs):
         if config.model in ("base", "sft"):
             first.setdefault((config.data, config.seed), run)
+    others = [run for run in runs if run not in first.values()]
     alone = any(config.data != "world" and config.model in ("base", "sft") for config in configs)  # and the base model
     with tqdm(total=len(runs), desc="runs") as progress:
-        for part, at_a_time in ((list(first.values()), 1 if alone else jobs), ([r for r in runs if r not in first.values()], jobs)):
+        for part, at_a_time in ((list(first.values()), 1 if alone else jobs), (others, jobs)):
             with ThreadPoolExecutor(at_a_time) as pool:
                 for _ in pool.map(one, part):
                     progress.update()
@@ -61,6 +69,8 @@ def train_all(runs, jobs: int) -> list[Path]:
 
 
 def over_seeds(values, digits=2) -> str:
-    """Mean ± standard deviation over the seeds."""
+    """Mean ± standard deviation over the seeds; "-" where a value is None, undefined."""
+    if None in values:
+        return "-"
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"

@@ -266,9 +266,11 @@ def disagreement(rows: list[dict], a: str, b: str) -> float:
 
 def _draw(pool: dict[str, list[Question]], n: int, rng: random.Random) -> list[Question]:
     """n questions in the SHARES of their kinds, each kind without repeats until its pool is used up."""
-    drawn = []
+    drawn, upto = [], 0.0
     for kind, share in SHARES.items():
-        count, times = round(n * share), -(-round(n * share) // len(pool[kind]))
+        upto += share
+        count = round(n * upto) - len(drawn)  # rounded so that the counts sum to n
+        times = -(-count // len(pool[kind]))
         drawn += [q for _ in range(times) for q in rng.sample(pool[kind], len(pool[kind]))][:count]
     rng.shuffle(drawn)
     return drawn

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nanopref.findings import best_of_n
-from nanopref.findings.best_of_n import best_of, curves, draw, kl, learned_rewards, places, standardised, summary, table
+from nanopref.findings.best_of_n import best_of, curves, draw, kl, learned_rewards, places, summary, table
+from nanopref.findings.common import standardised
 
 
 def over_all_subsets(learned, values, n):
@@ -62,6 +63,11 @@ def test_curves_average_over_judges_each_of_which_picks_by_itself():
     assert standardised(judges).mean(0).tolist() == [[0, 0]]
 
 
+def test_a_judge_of_constant_rewards_picks_by_lot():
+    """No judge is a reason to stop: the mean of gold for every n, and nothing learned."""
+    assert curves(torch.full((1, 1, 2), 0.7), torch.tensor([[1.0, 5.0]]), (1, 2)).tolist() == [[[3, 3]], [[0, 0]]]
+
+
 def found_by_hand():
     """Three prompts, n = 1, 2, 4. Gold means 1, 3, 2; falls 2, 1, 0: mean 1, variance 1, standard error 0.58."""
     gold = torch.tensor([[1.0, 4, 2], [1, 3, 2], [1, 2, 2]])
@@ -96,8 +102,8 @@ def test_samples_come_in_order_and_are_scored_once(start, monkeypatch):
     assert [prompt for prompt, _ in drawn] == ["What is tea 1?"] * 5 + ["What is salt 2?"] * 5
     assert len({ids for _, ids in drawn}) > 2  # at temperature 1
     scored = []
-    monkeypatch.setattr(best_of_n, "scores", lambda model, examples: scored.extend(examples) or [
-        [float(sum(e.responses[0]))] for e in examples])
+    monkeypatch.setattr(best_of_n, "score_answers", lambda model, tokenizer, asked: (scored.extend(asked) or [
+        [float(sum(ids))] for _, (ids,) in asked], 0))
     samples = [("a", (7, 8)), ("a", (9,)), ("a", (7, 8)), ("b", (7, 8)), ("b", (1,)), ("b", (1,))]
     assert learned_rewards(start, samples, 3).tolist() == [[15, 9, 15], [15, 1, 1]]
     assert len(scored) == 4

@@ -107,6 +107,16 @@ def test_a_language_model_becomes_a_reward_model(tmp_path, tied):
     assert all(same_bits(first, load_model(tmp_path / "rm", reward=asked)[0]) for asked in (False, True))
 
 
+def test_a_model_with_a_head_per_group_is_not_taken_for_one_judge(tmp_path):
+    """To go on from, all its heads are there; asked for one reward, none of them is picked."""
+    heads = make_model(num_labels=3, groups=["a", "b", "c"])
+    save_model(heads, make_tokenizer(), tmp_path / "m")
+    assert same_bits(load_model(tmp_path / "m")[0], heads)
+    message = refusal(tmp_path / "m", reward=True)
+    assert f"{tmp_path / 'm'}: 3 reward heads, of the groups a, b, c" in message and "--heads" in message
+    assert load_model(tmp_path / "m", reward=True, groups=["x", "y"])[0].config.groups == ["x", "y"]
+
+
 def test_shards_are_one_model(folder):
     to_shards(folder)
     assert same_bits(load_model(folder)[0], make_model())
@@ -319,6 +329,9 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"head_dim": 16}, "head_dim must be hidden_size / num_attention_heads = 4, not 16"),
     ({"hidden_size": "8"}, "hidden_size"),
+    ({"groups": "ab"}, "groups must be a list of different names, not 'ab'"),
+    ({"length_rule": 3}, "length_rule must hold alpha or penalty, and mean"),
+    ({"length_rule": {"penalty": float("inf"), "mean": 1}}, "all finite and at least 0"),  # JSON's Infinity
     ({"rope_theta": None}, "rope_theta"),
 ])
 def test_what_the_model_does_not_have_is_refused_by_name(folder, change, option):

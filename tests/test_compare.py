@@ -3,13 +3,15 @@ import json
 import math
 
 import pytest
-import torch
 
-from nanopref import compare
+import train_po
+from nanopref import compare, reward
 from nanopref.checkpoint import load_model, save_model
 from nanopref.compare import against, answer_ids, in_common, judge_scores, load_judge, main, table, verdict
+from nanopref.config import RunConfig
 from nanopref.errors import UserError
 from nanopref.findings.two_by_two import favour
+from nanopref.judges import Scoring, messages_of
 from nanopref.text import decode, encode_response
 
 A = [("Why?", "Because it is so.", 2.0), ("Who?", "Me.", 1.0), ("Why?", "No idea.", 3.0)]
@@ -18,8 +20,14 @@ SD = math.sqrt(65 / 30)  # of 2 1 3 0 1 4: squares 31, sum 11, so (31 - 121 / 6)
 
 
 def rows(answers, who="policy", split="test_id"):
-    return [{"split": split, "who": who, "prompt": prompt, "answer": answer, "finished": True, "gold": gold}
-            for prompt, answer, gold in answers]
+    return [{"split": split, "who": who, "prompt": prompt, "n_messages": 1, "answer": answer, "finished": True,
+             "gold": gold} for prompt, answer, gold in answers]
+
+
+def talk(question, *system):
+    """A prompt of several messages, as report.py writes it."""
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", question)]
+    return [{"role": role, "content": text} for role, text in [*(("system", s) for s in system), *turns]]
 
 
 def golds(answers):
@@ -109,14 +117,35 @@ def test_an_answer_that_was_cut_off_has_no_end_of_turn(tokenizer):
     assert answer_ids(tokenizer, {"answer": "", "finished": False}) == [tokenizer.eos_id]  # nothing to score otherwise
 
 
-def test_judges_see_prompt_system_message_and_each_answer(tokenizer, tiny_model, monkeypatch):
-    """A stub in place of the reward model: its score is the number of response tokens, whoever wrote them."""
-    seen = []
-    monkeypatch.setattr(compare, "scores", lambda model, examples, progress: seen.extend(examples) or [
+def test_conversations_are_matched_whole_but_for_the_system_message():
+    """The same last question after other turns is another prompt."""
+    a = rows([(talk("Why?"), "x", 0.0), ("Why?", "y", 0.0)])
+    b = rows([("Why?", "z", 0.0), (talk("Why?", "Be kind."), "w", 0.0)])
+    assert [(x["answer"], y["answer"]) for x, y in zip(*in_common(a, b))] == [("x", "w"), ("y", "z")]
+
+
+def test_judges_see_the_whole_prompt_and_each_answer(start, monkeypatch):
+    """A stub in place of the model's rewards: the number of response tokens, whoever wrote them; without the end of
+    turn where the policy wrote none."""
+    seen, (_, judge) = [], load_judge(f"untrained:{start}")
+    monkeypatch.setattr(reward, "scores", lambda model, examples, progress: seen.extend(examples) or [
         [len(response) for response in e.responses] for e in examples])
-    found = judge_scores(tiny_model(), tokenizer, [rows(A), rows(B)], system="Be kind.")
-    assert found == [[len(encode_response(tokenizer, answer)) for _, answer, _ in side] for side in (A, B)]
-    assert "Be kind." in decode(tokenizer, seen[0].prompt) and "Why?" in decode(tokenizer, seen[0].prompt)
+    first = [{**rows(A)[0], "prompt": talk("Why?", "Be kind."), "finished": False}, *rows(A)[1:]]
+    found = judge_scores(judge, [first, rows(B)])
+    n = [[len(encode_response(judge.tokenizer, answer)) for _, answer, _ in side] for side in (A, B)]
+    assert found == [[n[0][0] - 1, *n[0][1:]], n[1]]
+    text = decode(judge.tokenizer, seen[0].prompt)
+    assert [text.find(part) >= 0 for part in ("Be kind.", "Hello.", "Hi.", "Why?")] == [True] * 4
+    assert "Who?" in decode(judge.tokenizer, seen[1].prompt) and "Hello." not in decode(judge.tokenizer, seen[1].prompt)
+
+
+def test_equal_answers_are_a_tie_however_a_model_rounds(start, monkeypatch):
+    """In place of the rounding, which depends on where a response stands in its batch: the place itself. The same text
+    without its end of turn is another answer."""
+    monkeypatch.setattr(reward, "scores", lambda model, examples, progress: [range(len(e.responses)) for e in examples])
+    same = [{**row, "finished": False} for row in rows(A)[:1]] + rows(A)[1:]
+    found = judge_scores(load_judge(f"untrained:{start}")[1], [rows(A), rows(A), same])
+    assert found == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
 
 
 @pytest.fixture
@@ -137,16 +166,54 @@ def test_a_run_against_its_start_from_the_command_line(run, start, tmp_path, cap
     main([str(run), "--judges", str(tmp_path / "rm"), f"untrained:{run}", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "A: run, B: start, on test_id" in printed and "mean score, gold" in printed
-    assert "judge 1: rm " in printed and "judge 2: untrained run" in printed and "Does each judge favour" in printed
+    assert "judge 1: reward rm " in printed and "judge 2: untrained run" in printed and "Does each" in printed
+    assert "older run" not in printed
     assert (tmp_path / "compare" / "run-vs-start-test_id.png").stat().st_size > 10_000
     monkeypatch.setattr(compare, "figure", lambda *given: None)  # it takes a second
     main([str(run), str(run)])  # no judge but gold; every prompt a tie
     assert "gold favours neither" in capsys.readouterr().out
 
 
-def test_an_untrained_head_is_drawn_by_its_seed(start):
-    heads = [load_judge(f"untrained:{start}", seed)[1].score.weight for seed in (0, 0, 1)]
-    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+def test_a_run_on_conversations_keeps_them_whole_for_the_judges(start, tmp_path, capsys, monkeypatch):
+    """train_po.py's own answers.jsonl: beside conversations (here of 3 messages and the system message) one question
+    alone stays a string where no system message is added."""
+    data = [{"prompt": talk(f"What is {i}?")[-1 if i % 2 else 0:], "chosen": f"It is {i}.", "rejected": "No."}
+            for i in range(40)]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    monkeypatch.setattr("nanopref.plots.training_figure", lambda *given: None)  # it takes a second
+    monkeypatch.setattr(compare, "figure", lambda *given: None)
+    for system in (None, "Be kind."):
+        folder = train_po.train(RunConfig(loss="dpo", data=str(tmp_path / "talk.jsonl"), model=str(start), batch_size=8,
+                                          max_length=64, device="cpu", out=str(tmp_path), system=system))
+        kept = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+        for answer in kept:
+            messages = messages_of(answer["prompt"])
+            is_long = int(messages[-1]["content"].split()[-1].rstrip("?")) % 2 == 0
+            assert len(messages) == answer["n_messages"] == (3 if is_long else 1) + (system is not None)
+            assert isinstance(answer["prompt"], str) == (len(messages) == 1)
+        main([str(folder), "--judges", f"untrained:{folder}", "--out", str(tmp_path)])
+        told = capsys.readouterr().out
+        assert "judge 1: untrained dpo" in told and "older run" not in told
+    assert kept[0]["prompt"][0] == {"role": "system", "content": "Be kind."}
+
+
+def test_an_older_file_of_other_data_says_what_it_lacks(run, tmp_path, capsys, monkeypatch):
+    """One line, and only where a prompt may have had several messages: the embedded world has none of these."""
+    monkeypatch.setattr(compare, "figure", lambda *given: None)
+    for left_out, is_said in ((("n_messages",), False), (("n_messages", "gold"), True), (("gold",), False)):
+        left = [{key: value for key, value in row.items() if key not in left_out} for row in rows(A) + rows(B, "start")]
+        (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+        main([str(run)])
+        assert capsys.readouterr().out.count("answers.jsonl of an older run") == is_said
+
+
+def test_a_language_model_that_scores_is_a_judge(run, start, tmp_path, monkeypatch):
+    """Its context is too short here for the question, so its replies are not asked for: the score is the number of
+    words of the answer's text."""
+    monkeypatch.setattr(Scoring, "replies", lambda self, template, fields, replies: [
+        [float(k == len(given["a"].split())) for k in range(1, 11)] for given in fields])
+    found = judge_scores(load_judge(f"lm-score:{start}")[1], [rows(A), rows(B)])
+    assert found == [[4, 1, 2], [1, 1, 2]]
 
 
 def test_mistakes(run, start, tmp_path):
@@ -157,6 +224,9 @@ def test_mistakes(run, start, tmp_path):
             ([run, other], [{}], "not the answers of a run"), ([run, other], [], "not the answers of a run"),
             ([run, other], rows([("Eh?", "Oh.", 0.0)]), "0 prompts in common"),
             ([other], rows(A), "no answers of its start"), ([run, "--judges", start], [], "0 reward heads"),
+            ([run, "--judges", "gold"], [], "which score one answer"),
+            ([run, "--judges", f"lm-compare:{start}"], [], "which score one answer"),
+            ([run, "--judges", "a"], [], "expected gold, reward:DIR"),
             ([run, "--judges", "a", "b", "c"], [], "one or two, not 3")):
         (other / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
         with pytest.raises(UserError, match=expected) as error:

@@ -7,7 +7,7 @@ import torch
 
 from nanopref import evaluate
 from nanopref.data import Row
-from nanopref.evaluate import answers, mean_se, measure, win_rate
+from nanopref.evaluate import answers, mean_se, measure, share, wilson, win_rate
 from nanopref.gold import gold_reward
 from nanopref.text import decode, encode_prompt, encode_response
 
@@ -40,6 +40,11 @@ def test_mean_and_its_standard_error_by_hand():
     """1 2 3 6: mean 3, squared deviations 4 1 0 9, variance 14 / 3, standard error sqrt(14 / 3 / 4)."""
     assert mean_se([1, 2, 3, 6]) == pytest.approx([3.0, math.sqrt(14 / 12)], rel=1e-12)
     assert mean_se([5.0]) == [5.0, 0.0]
+
+
+def test_a_share_counts_a_tie_as_half():
+    """1, 0, 1/2, 1: 2.5 of 4, and of that the interval."""
+    assert share([1.0, 0.0, 0.5, 1.0]) == (0.625, *wilson(2.5, 4))
 
 
 def test_a_tie_is_half_a_win_and_is_reported():

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref import world
+from nanopref import plots, plots_rm, world
 from nanopref.errors import UserError
 from nanopref.evaluate_rm import baselines, calibration, calibration_error, correlation, expected_accuracy, \
-    length_beyond_gold, measure
-from nanopref.report_rm import accuracies, calibration_table, extremes, interval, mistakes, read_rm, report_rm
+    interval, length_beyond_gold, measure
+from nanopref.report_rm import accuracies, calibration_table, extremes, mistakes, read_rm, report_rm
+from nanopref.reward import check_options
 
 L = log(3)  # a margin of L is a preference probability of 3/4; of 3 L, 27/28
 sigmoid = lambda x: 1 / (1 + math.exp(-x))
@@ -51,7 +52,7 @@ def test_measures_by_hand():
 
 def test_calibration_by_hand():
     """Confidence 3/4 twice, once right: (3/4, 1/2, 2). 27/28 once, right. Error: 2/3 of 1/4 + 1/3 of 1/28 = 15/84.
-    In two bins, 50 to 75 % and 75 to 100 %, confidences of 0.9 and 1 both belong to the last, and a tie is half right."""
+    In two bins, 50 to 75 % and 75 to 100 %, confidences of 0.9 and 1 both belong to the last, a tie is half right."""
     (said, seen, n), (said_2, seen_2, n_2) = calibration(THREE)
     assert (said, seen, n) == (pytest.approx(3 / 4), 0.5, 2) and (said_2, seen_2, n_2) == (pytest.approx(27 / 28), 1, 1)
     assert calibration_error(THREE) == pytest.approx(15 / 84, rel=0, abs=1e-12)
@@ -207,8 +208,8 @@ def test_mistakes_in_text():
     assert lines[7] == "  the label is a coin's: gold does not prefer either"
 
 
-def config():
-    return SimpleNamespace(loss="rm", knobs={"center": 0.0}, data="world", seed=0)
+def config(**options):
+    return SimpleNamespace(loss="rm", knobs=check_options(options), data="world", seed=0)
 
 
 def reported(folder, scored, best, accuracy=0.6):
@@ -242,7 +243,7 @@ def test_the_report_as_printed_and_kept(tmp_path, capsys):
     assert "On test_id nothing shows that was learnt: 66.7% of 3 pairs, 95 % interval 20.8% to 93.9%" in text
     assert kept["measures"]["test_id"]["after"]["margin"] == pytest.approx([L, 2 * L / sqrt(3)])
     assert kept["best_accuracy"] == {"test_id": 0.83} and kept["last_step"]["step"] == 19
-    assert kept["config"] == {"loss": "rm", "knobs": {"center": 0.0}, "data": "world", "seed": 0}
+    assert kept["config"] == {"loss": "rm", "knobs": check_options({}), "data": "world", "seed": 0}
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").open()]
     assert rows == [{"split": "test_id", "who": "before", **p} for p in before] + [
         {"split": "test_id", "who": "after", **p} for p in THREE]
@@ -264,16 +265,15 @@ def many(n, right, margin, lengths=(1, 1), texts=("a", "b")):
     return [pair("p", *texts, (margin, 0) if i < right else (0, margin), lengths) for i in range(n)]
 
 
-def read(pairs, trained=0.6, best=None):
+def read(pairs, trained=0.6, best=None, is_balanced=False):
     trivial = {"test": baselines([(p["chosen"], p["rejected"]) for p in pairs])}
     measures = {"test": {"after": measure(pairs)}}
-    return " ".join(read_rm([{"rewards/accuracies": trained}], measures, trivial, best or {}))
+    return " ".join(read_rm([{"rewards/accuracies": trained}], measures, trivial, best or {}, is_balanced))
 
 
 def test_the_run_is_read():
     """100 pairs, of which so many are ranked right: 50, 70 and 30 are a coin, more and less than one (Wilson 40 to 60,
-    60 to 78, 22 to 40 %). A margin of log(7/3) says 70 %, of 2
-    88 %, of 0.1 52 %."""
+    60 to 78, 22 to 40 %). A margin of log(7/3) says 70 %, of 2 88 %, of 0.1 52 %."""
     honest = log(7 / 3)
     assert "nothing shows that was learnt" in read(many(100, 50, 0.1))
     assert "wrong way round" in read(many(100, 30, 0.1))
@@ -285,6 +285,36 @@ def test_the_run_is_read():
     assert "learnt by heart" not in read(many(100, 70, honest), trained=0.75)
     assert "new ones clearly less often" in read(many(100, 70, honest), trained=0.85)  # 0.78 + 0.05 is below it
     assert "more than any judge could" in read(many(100, 70, honest), trained=0.85, best={"test": 0.81})
+    balanced = read(many(100, 70, honest), trained=0.85, best={"test": 0.81}, is_balanced=True)
+    assert "more than any judge could" not in balanced  # of labels drawn again nobody has counted the noise
+
+
+@pytest.mark.parametrize("n", [1, 29])
+def test_of_a_few_pairs_no_confidence_is_told(n):
+    """All right at 88 %: their error would be 0, as they are alike, and the claim underconfidence. From 30 on it is
+    made, as 0.88^30 = 2 %."""
+    assert "confiden" not in read(many(n, n, 2)) and "its probabilities" not in read(many(n, 0, 9.0))
+    assert "is underconfident" in read(many(30, 30, 2))
+
+
+def test_the_figure_claims_noise_only_of_pairs_whose_noise_is_known(tmp_path, monkeypatch):
+    titles, metrics = [], [{"step": 0, "loss": 0.6, "lr": 1e-4, "rewards/accuracies": 0.9}]
+    monkeypatch.setattr(plots_rm, "save", lambda fig, path: titles.append(fig.axes[1].get_title()))
+    for best, options in (({"a": 0.8}, {}), ({"a": 0.8}, {"balance_length": True}), ({}, {})):
+        plots_rm.reward_figure(metrics, {"a": {"before": THREE, "after": THREE}}, best, config(**options), tmp_path)
+    plots.plt.close("all")
+    assert ["label noise" in title for title in titles] == [True, False, False]
+    assert "the dashed line is not theirs" in titles[1] and "learnt by heart" in titles[2]
+
+
+def test_a_figure_is_saved_in_one_way(tmp_path, capsys):
+    fig, axes = plots.plt.subplots(1, 2)
+    path = tmp_path / "new" / "figure.png"
+    plots.save(fig, path)
+    assert path.read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == f"figure: {path}\n"
+    for ax in axes:
+        assert [ax.spines[side].get_visible() for side in ("top", "right", "left")] == [False, False, True]
+    assert not plots.plt.fignum_exists(fig.number)  # or a hundred figures stay in memory
 
 
 def test_length_beyond_gold_is_read():
@@ -309,6 +339,7 @@ def test_tables_put_splits_beside_each_other():
     measures = {"a": {"before": three, "after": three}, "b": {"before": one, "after": one}}
     trivial = {name: baselines([("x y", "z")]) for name in measures}
     lines = accuracies(measures, trivial, {"a": 0.8, "b": 0.9}).splitlines()
-    assert lines[1].split() == ["a,", "3", "pairs", "b,", "1", "pairs"] and lines[-1].split()[2:] == ["80.0%", "90.0%"]
+    assert lines[1].split() == ["a,", "3", "pairs", "b,", "1", "pairs"] and lines[-2].split()[2:] == ["80.0%", "90.0%"]
+    assert lines[-1].startswith("A tie of the reward model is wrong") and "counts 1/2" in lines[-1]
     table = calibration_table({"a": THREE, "b": THREE[:1]}).splitlines()
     assert [line.split()[-1] for line in table[1:]] == ["96%", "100%", "1", "75%", "100%", "1"]

@@ -111,11 +111,12 @@ def test_given_test_data_keeps_its_prompts_to_itself(tmp_path):
     """Prompts 3 and 4 stand in both files: they are tested on, and not trained on."""
     files = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
     for name, prompts in (("train", range(5)), ("test", range(3, 7))):
-        files[name].write_text("".join(json.dumps({"prompt": f"Prompt {p}?", "chosen": "good", "rejected": "bad"}) + "\n"
-                                       for p in prompts))
+        rows = [{"prompt": f"Prompt {p}?", "chosen": "good", "rejected": "bad"} for p in prompts]
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = load(SimpleNamespace(data="x", files=files, strict=True, rows=None, axis=None, system="Be brief."))
     asked = lambda rows: [row.prompt[-1]["content"] for row in rows]
     assert asked(splits.train) == [f"Prompt {p}?" for p in range(3)]
     assert asked(splits.tests["test"]) == [f"Prompt {p}?" for p in range(3, 7)]
-    assert all(row.prompt[0] == {"role": "system", "content": "Be brief."} for row in splits.train + splits.tests["test"])
+    system = {"role": "system", "content": "Be brief."}
+    assert all(row.prompt[0] == system for row in splits.train + splits.tests["test"])
     assert any("2 training rows left out" in note for note in splits.notes)

@@ -72,7 +72,7 @@ def test_log_odds_of_equal_and_of_missing_sides():
 
 def test_markers_are_what_was_planted():
     """good0 ... good19 stand on one side only, bad0 ... on the other, is on both; each number is too rare. Bonferroni
-    over 41 words: 0.025 / 41. By chance: of 100 coin flips, 50 ± 5 go each way, and z is as random as that (seeded)."""
+    over 41 words: 0.025 / 41. By chance: of 100 coin flips, 50 ± 5 go each way, z is as random as that (seeded)."""
     found = look.markers([row(f"P{i}", f"It{i} is good{i % 20}", f"It{i} is bad{i % 20}") for i in range(2000)])
     assert len(found["z"]) == 41
     assert found["threshold"] == pytest.approx(statistics.NormalDist().inv_cdf(1 - 0.025 / 41))
@@ -138,6 +138,24 @@ def test_the_table_by_hand(tokenizer, tiny_model):
     assert found["map"]["chosen"].tolist() == [True, False] * 6 and len(found["map"]["raw"][0]) == 12
     within = found["map"]["within"][0]
     assert (within[::2] + within[1::2]).abs().max() < 1e-5  # the two of a pair lie opposite each other; float32
+
+
+def test_the_table_says_that_the_middle_of_a_ranking_is_left_out(tokenizer, tiny_model):
+    rows = [row("P", "best", "worst", between=("good", "bad")), row("Q", "first", "last", between=("second",))]
+    found = look.examine(rows, "pairs", tiny_model(dtype=torch.float32), tokenizer)
+    assert "best and worst of rankings    the 3 responses between are left out" in look.table(found)
+    rows = [replace(r, between=()) for r in rows]
+    assert "rankings" not in look.table(look.examine(rows, "pairs", tiny_model(dtype=torch.float32), tokenizer))
+
+
+def test_few_words_by_chance_are_a_fraction_and_none_not_0():
+    """Two words in 30 rows, always on one side each: 5 % of 2 is 0.1."""
+    rows = [row(f"P{i}", "yes", "no") for i in range(30)]
+    found = dict(kind="pairs", counts=look.counts(rows), shares={}, gaps=[], map={}, markers=look.markers(rows))
+    told = next(line for line in look.findings(found) if line.startswith("|z| > 1.96"))
+    assert "By chance: 5 %, 0.1, if words were independent; " in told
+    found["markers"]["by_chance"] = 0
+    assert "; none when" in " ".join(look.findings(found))
 
 
 def test_findings_say_which_way(tokenizer, tiny_model):

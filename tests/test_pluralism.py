@@ -9,6 +9,7 @@ from nanopref.checkpoint import load_model, save_model
 from nanopref.config import parse_rm
 from nanopref.data import read
 from nanopref.findings import pluralism
+from nanopref.findings.common import standardised
 
 GROUPS = list(world.GROUPS)
 LOG3 = math.log(3)  # a difference of log 3 in true reward is a preference of 3 in 4
@@ -75,9 +76,10 @@ def test_each_groups_pairs_are_scored_by_its_own_head(files, start, tmp_path):
 
 
 def test_standardised_by_hand():
-    """1, 3, 5, 3: mean 3, variance (4 + 0 + 4 + 0) / 4 = 2."""
-    assert pluralism.standardised([(1.0, 3.0), (5.0, 3.0)]) == [pytest.approx((-math.sqrt(2), 0)),
-                                                               pytest.approx((math.sqrt(2), 0))]
+    """1, 3, 5, 3: mean 3, variance (4 + 0 + 4 + 0) / 4 = 2. From each pair's own mean: -1, 1, 1, -1, of variance 1."""
+    pairs = torch.tensor([[1.0, 3.0], [5.0, 3.0]])
+    assert standardised(pairs, origin=(-2, -1)).flatten().tolist() == pytest.approx([-math.sqrt(2), 0, math.sqrt(2), 0])
+    assert standardised(pairs).tolist() == [[-1, 1], [1, -1]]
 
 
 def test_accuracies_by_hand():
@@ -135,7 +137,6 @@ def test_the_table_says_who_is_served_worst(seeds):
 
 
 def test_the_figure_is_saved(seeds, tmp_path, capsys):
-    (tmp_path / "findings").mkdir()
     pluralism.figure(seeds, tmp_path)
     assert (tmp_path / "findings" / "pluralism.png").stat().st_size > 10_000
     assert "pluralism.png" in capsys.readouterr().out

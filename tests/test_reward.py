@@ -8,16 +8,19 @@ from safetensors.torch import load_file
 
 import train_po
 import train_rm
-from nanopref import training
+from nanopref import config, training, world
 from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig
+from nanopref.data import Row
 from nanopref.errors import UserError
 from nanopref.evaluate import wilson
 from nanopref.model import Config, Transformer
-from nanopref.examples import length_balanced
-from nanopref.reward import (batch_loss, bradley_terry, by_length, by_role, check_options, d_bradley_terry, d_ranking,
-                             ranking, rewards, scores)
+from nanopref.examples import encode, length_balanced
+from nanopref.report_rm import extremes
+from nanopref.reward import (batch_loss, bradley_terry, by_length, by_rank, check_options, d_bradley_terry, d_ranking,
+                             ranking, reward_metrics, rewards, score_answers, score_pairs, scores)
+from nanopref.text import encode_prompt, encode_response, truncate
 from test_train import Killed, command, equal
 
 
@@ -62,13 +65,14 @@ def test_a_reward_is_read_at_the_last_token_of_its_own_response():
     examples = [Example(draw(p), [draw(w), draw(l)], [CHOSEN, REJECTED]) for p, w, l in
                 [(3, 1, 5), (7, 4, 1), (2, 6, 6), (120, 90, 20), (1, 1, 1)]]
     packed = rewards(model, collate(examples))
-    alone = [model.score(model(torch.tensor([e.prompt + response])))[0, -1, 0] for e in examples for response in e.responses]
+    alone = [model.score(model(torch.tensor([e.prompt + response])))[0, -1, 0]
+             for e in examples for response in e.responses]
     assert (packed - torch.stack(alone)).abs().max() < 1e-12
 
 
 def test_the_options_in_the_loss_by_hand():
-    """r_w = 1, r_l = -0.5. Margin 1.5 leaves nothing: log 2. Centring at 0.2 adds 0.2 * 0.5^2 = 0.05 and 2 * 0.2 * 0.5 = 0.2
-    to each side of the gradient."""
+    """r_w = 1, r_l = -0.5. Margin 1.5 leaves nothing: log 2. Centring at 0.2 adds 0.2 * 0.5^2 = 0.05, and
+    2 * 0.2 * 0.5 = 0.2 to each side of the gradient."""
     w, l = torch.tensor([[1.0], [-0.5]], dtype=torch.float64)
     assert bradley_terry(w, l, margin=1.5).item() == pytest.approx(math.log(2), abs=1e-15)
     assert bradley_terry(w, l, margin=1.5, center=0.2).item() == pytest.approx(math.log(2) + 0.05, abs=1e-15)
@@ -102,16 +106,53 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_pairs_and_rankings():
     for margin, center, margins in ((0.0, 0.0, 0.0), (0.5, 0.1, torch.tensor([[0.5, 1.5, 1.0]]))):
         expected = bradley_terry(*pairs, margin, center).sum() + ranking(of_three, margins, center).sum()
         assert batch_loss(r, mixed_batch(), margin, center).item() == pytest.approx(expected.item(), abs=1e-12)
-    chosen, rejected = by_role(r, mixed_batch())
-    assert chosen.tolist() == r[[0, 2, 5]].tolist() and rejected.tolist() == r[[1, 4, 6]].tolist()
+
+
+def test_the_accuracy_of_rankings_is_over_all_their_pairs():
+    """Of the ranking 5, 1, 2 two pairs of three are right, best against worst among them; of the pairs 1, 0 and 2, 2
+    one: 3 of 5 pairs. Means are over the best, 1, 5, 2, and the worst, 0, 2, 2."""
+    sorted_out = by_rank(torch.tensor([1.0, 0, 5, 1, 2, 2, 2]), mixed_batch())
+    assert [[side.tolist() for side in part] for part in sorted_out] == [[[1, 2], [0, 2]], [[5], [1], [2]]]
+    assert reward_metrics(sorted_out) == pytest.approx({
+        "rewards/chosen": 8 / 3, "rewards/rejected": 4 / 3, "rewards/margins": 4 / 3, "rewards/accuracies": 3 / 5})
 
 
 def test_rules_about_length_by_hand():
-    """Reward 2 at 10 and at 30 tokens, L0 = 20. alpha 10: 2 * 30 / 20 = 3 and 2 * 30 / 40 = 1.5. Penalty 0.1: 2 - 1 twice."""
+    """Reward 2 at 10 and at 30 tokens, L0 = 20. alpha 10: 2 * 30 / 20 = 3 and 2 * 30 / 40 = 1.5. Penalty 0.1: 2 - 1
+    twice."""
     reward, length = torch.tensor([2.0, 2.0], dtype=torch.float64), torch.tensor([10, 30])
     assert by_length(None, reward, length) is reward
     assert by_length({"alpha": 10.0, "mean": 20.0}, reward, length).tolist() == pytest.approx([3.0, 1.5], abs=1e-15)
     assert by_length({"penalty": 0.1, "mean": 20.0}, reward, length).tolist() == pytest.approx([1.0, 1.0], abs=1e-15)
+
+
+def test_texts_are_scored_as_training_scores_them(tokenizer, tiny_model):
+    """Against encoding and cutting by hand: a question as a string, a conversation, an answer given as its tokens; of
+    the third, the prompt is too long for the context, and is counted once."""
+    model = tiny_model()
+    model.score, model.config.num_labels = torch.nn.Linear(16, 1, bias=False).double(), 1
+    talk = [{"role": role, "content": text} for role, text in
+            (("user", "What is tea?"), ("assistant", "A drink."), ("user", "Is it?"))]
+    asked = [("Is it?", ["Yes.", "No, it is not."]), (talk, ["Yes.", encode_response(tokenizer, "No.")[:-1]]),
+             ("What is tea? " * 100, ["Yes.", "No."])]
+    found, n_cut = score_answers(model, tokenizer, asked)
+    yes, no, no_more = (encode_response(tokenizer, text) for text in ("Yes.", "No.", "No, it is not."))
+    examples = [Example(*truncate(tokenizer, encode_prompt(tokenizer, messages), [yes, ids], 128)[:2], [CHOSEN] * 2)
+                for messages, ids in (([talk[2]], no_more), (talk, no[:-1]),
+                                      ([{"role": "user", "content": "What is tea? " * 100}], no))]
+    assert n_cut == 1 and found == scores(model, examples)
+    assert found[0][0] != found[1][0]  # the earlier turns count
+
+
+def test_of_a_conversation_the_whole_prompt_is_kept(tokenizer, tiny_model):
+    """Two that end with the same question are two prompts, or the report would tell one of their answers only."""
+    model = tiny_model()
+    model.score, model.config.num_labels = torch.nn.Linear(16, 1, bias=False).double(), 1
+    rows = [Row(tuple({"role": "user", "content": text} for text in turns), "Yes.", "No.", 1)
+            for turns in (("Tea?", "Is it?"), ("Rain?", "Is it?"), ("Is it?",))]
+    judged = score_pairs(model, encode(tokenizer, rows, ("w", "l"), 128)[0], gold=False)
+    assert [pair["prompt"] for pair in judged] == ["Tea?\n\nIs it?", "Rain?\n\nIs it?", "Is it?"]
+    assert extremes(judged, "test", n=9).count("> ") == 6
 
 
 def test_every_group_has_its_own_head():
@@ -125,8 +166,8 @@ def test_every_group_has_its_own_head():
 
 
 def test_balanced_lengths_predict_nothing():
-    """In each tenth of the pairs by |difference|: as often up as down, each direction from its own pairs only, and as many
-    pairs as before. Here nine pairs in ten have the longer response chosen."""
+    """In each tenth of the pairs by |difference|: as often up as down, each direction from its own pairs only, and as
+    many pairs as before. Here nine pairs in ten have the longer response chosen."""
     pair = lambda a, b: Example([1], [[2] * a, [3] * b], [CHOSEN, REJECTED])
     drawn = torch.Generator().manual_seed(0)
     examples = [pair(10 + d, 10) if i % 10 else pair(10, 10 + d)
@@ -149,6 +190,19 @@ def test_balanced_lengths_predict_nothing():
 def test_options_that_make_no_sense(knobs, message):
     with pytest.raises(UserError, match=message):
         check_options(knobs)
+
+
+@pytest.mark.parametrize("name", ["ranked_pairs", "length_normalised", "length_penalised", "length_balanced"])
+def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatch):
+    """Under another name a run is trained again: that of a plain one must stay when only an option's code changes."""
+    users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
+             "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
+    monkeypatch.setattr(world, "fingerprint", lambda seed: b"the same")
+    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs).folder(None) for user, knobs in users.items()}
+    before, source = folders(), config.inspect.getsource
+    monkeypatch.setattr(config.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
+    after = folders()
+    assert [user for user in users if before[user] != after[user]] == [name]
 
 
 def run(pairs, start, out, **changes):
@@ -183,14 +237,20 @@ def test_a_rule_about_length_stays_with_the_model(pairs, start, tmp_path):
         assert with_rule == pytest.approx(without - 0.5 * abs(length - rule["mean"]), abs=1e-4)
 
 
-def test_rankings_from_a_file(pairs, start, tmp_path):
-    """Three texts of which the first words tell the rank; tested on pairs of the ends."""
+@pytest.fixture(scope="module")
+def ranked(pairs, tmp_path_factory):
+    """A file of rankings: three texts of which the first words tell the rank."""
     rows = [json.loads(line) for line in pairs.open()]
     rows = [{"prompt": row["prompt"], "ranked": [row["chosen"], row["chosen"] + " I do not know.", row["rejected"]],
              "scores": [2, 1, 0]} for row in rows]
-    path = tmp_path / "ranked.jsonl"
+    path = tmp_path_factory.mktemp("data") / "ranked.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder, _ = run(path, start, tmp_path, epochs=3, knobs={"margin": 0.1})
+    return path
+
+
+def test_rankings_from_a_file(ranked, start, tmp_path):
+    """Tested on pairs of the ends."""
+    folder, _ = run(ranked, start, tmp_path, epochs=3, knobs={"margin": 0.1})
     assert json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0] == 1
 
 
@@ -207,10 +267,16 @@ def test_one_head_per_group(pairs, start, tmp_path):
         accuracy[heads] = json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0]
     assert accuracy == {False: 0.5, True: 1.0}
     assert weights["score.weight"].shape[0] == 2 and load_model(folder / "model")[0].config.groups == ["against", "for"]
+    with pytest.raises(UserError, match="2 reward heads, of the groups against, for, where one is needed.*--heads"):
+        run(pairs, folder / "model", tmp_path)  # not on the first of its heads, unasked
+    (tmp_path / "others.jsonl").write_text(json.dumps({**rows[0], "group": "nobody"}) + "\n")
+    with pytest.raises(UserError, match=r"is a pair to test on \(1 rows of no group that the model has a head for"):
+        run(path, start, tmp_path, knobs={"heads": True}, test_data=str(tmp_path / "others.jsonl"))
 
 
 def test_options_that_the_data_cannot_serve(pairs, start, tmp_path):
-    for knobs, message in (({"heads": True}, "--heads needs the field `group`"), ({"margin": 1.0}, "--margin needs a score"),
+    for knobs, message in (({"heads": True}, "--heads needs the field `group`"),
+                           ({"margin": 1.0}, "--margin needs a score"),
                            ({"ranking": 4}, "--ranking goes with the embedded world")):
         with pytest.raises(UserError, match=message):
             run(pairs, start, tmp_path, knobs=knobs)
@@ -218,29 +284,45 @@ def test_options_that_the_data_cannot_serve(pairs, start, tmp_path):
 
 def test_test_data_without_pairs_is_refused(pairs, start, tmp_path):
     (tmp_path / "d.jsonl").write_text('{"prompt": "2+2?", "completion": "4"}\n')
-    with pytest.raises(UserError, match="test: none of 1 test rows is a pair"):
+    with pytest.raises(UserError, match="test: none of 1 test rows is a pair.*1 rows without a response"):
         run(pairs, start, tmp_path, test_data=str(tmp_path / "d.jsonl"))
 
 
 def test_a_reward_model_is_refused_as_policy(pairs, start, tmp_path):
     folder, _ = run(pairs, start, tmp_path)
     with pytest.raises(UserError, match="a reward model, which cannot write"):
-        train_po.train(RunConfig(loss="dpo", data=str(pairs), model=str(folder / "model"), max_length=64, out=str(tmp_path)))
+        train_po.train(RunConfig(loss="dpo", data=str(pairs), model=str(folder / "model"), max_length=64,
+                                 out=str(tmp_path)))
 
 
-def test_same_seed_same_weights_and_accumulation(pairs, start, tmp_path):
+@pytest.fixture
+def no_report(monkeypatch):
+    """Where only weights and metrics matter: a figure takes longer than this training."""
+    monkeypatch.setattr(train_rm, "report_rm", lambda *given: None)
+
+
+def test_same_seed_same_weights(pairs, start, tmp_path, no_report):
     _, first = run(pairs, start, tmp_path / "a")
     _, again = run(pairs, start, tmp_path / "b")
     _, other = run(pairs, start, tmp_path / "c", seed=1)
     assert equal(first, again) and not equal(first, other)
-    one, four = (json.loads((run(pairs, start, tmp_path / str(n), accumulate=n)[0] / "metrics.jsonl").open().readline())
-                 for n in (1, 4))
-    assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)  # float32 sums in another order
-    assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
 
 
-def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeypatch):
-    _, whole = run(pairs, start, tmp_path / "whole", epochs=2)
+OPTIONS = {"center": 0.01, "margin": 0.1, "length_penalty": 0.01}
+
+
+@pytest.mark.parametrize("data, knobs", [("pairs", {}), ("ranked", OPTIONS)])
+def test_accumulation_is_exact(data, knobs, start, tmp_path, no_report, request):
+    one, four = (json.loads((run(request.getfixturevalue(data), start, tmp_path / str(n), accumulate=n, knobs=knobs)[0]
+                             / "metrics.jsonl").open().readline()) for n in (1, 4))
+    for key in ("loss", "grad_norm", "rewards/chosen", "rewards/margins", "rewards/accuracies"):
+        assert four[key] == pytest.approx(one[key], rel=1e-5), key  # float32 sums in another order
+
+
+@pytest.mark.parametrize("data, knobs", [("pairs", {"length_alpha": 9.0, "balance_length": True}), ("ranked", OPTIONS)])
+def test_resume_equals_uninterrupted_bit_for_bit(data, knobs, start, tmp_path, monkeypatch, no_report, capsys, request):
+    pairs = request.getfixturevalue(data)
+    whole_folder, whole = run(pairs, start, tmp_path / "whole", epochs=2, knobs=knobs)
     monkeypatch.setattr(training, "SAVE_EVERY", 0)
     original, seen = train_rm.reward_metrics, []
 
@@ -252,10 +334,13 @@ def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeyp
 
     monkeypatch.setattr(train_rm, "reward_metrics", killer)
     with pytest.raises(Killed):
-        run(pairs, start, tmp_path / "killed", epochs=2)
+        run(pairs, start, tmp_path / "killed", epochs=2, knobs=knobs)
     monkeypatch.setattr(train_rm, "reward_metrics", original)
-    _, resumed = run(pairs, start, tmp_path / "killed", epochs=2, resume=True)
-    assert equal(whole, resumed)
+    capsys.readouterr()
+    folder, resumed = run(pairs, start, tmp_path / "killed", epochs=2, resume=True, knobs=knobs)
+    assert equal(whole, resumed) and "resuming at step" in capsys.readouterr().out
+    rule = load_model(folder / "model")[0].config.length_rule
+    assert rule == load_model(whole_folder / "model")[0].config.length_rule is not None
 
 
 @pytest.mark.parametrize("arguments, expected", [

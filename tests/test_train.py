@@ -1,4 +1,5 @@
-"""train_po.py as its user meets it: same seed same weights, resume after a kill, exact accumulation, one-line errors."""
+"""train_po.py as its user meets it: same seed same weights, resume after a kill, exact accumulation, one-line
+errors."""
 import json
 import os
 import shutil
@@ -22,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(pairs, start, out, **changes):
     """The weights and the metrics of a short run."""
-    settings = dict(loss="dpo", data=str(pairs), model=str(start), epochs=1, batch_size=8, prompts=4, max_length=64, device="cpu",
-                    out=str(out), lr=1e-3)
+    settings = dict(loss="dpo", data=str(pairs), model=str(start), epochs=1, batch_size=8, prompts=4, max_length=64,
+                    device="cpu", out=str(out), lr=1e-3)
     folder = train_po.train(RunConfig(**{**settings, **changes}))
     return load_file(folder / "model" / "model.safetensors"), [json.loads(x) for x in (folder / "metrics.jsonl").open()]
 
@@ -100,8 +101,8 @@ def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_p
 
 
 def test_fresh_leaves_nothing_of_the_run_before_to_resume_from(pairs, start, tmp_path, monkeypatch, capsys):
-    """Killed before its first checkpoint, a redone run must not take up the old run's model, or an old checkpoint that a
-    save killed between its renames has left."""
+    """Killed before its first checkpoint, a redone run must not take up the old run's model, or an old checkpoint that
+    a save killed between its renames has left."""
     whole, _ = run(pairs, start, tmp_path)
     folder = next((tmp_path / "pairs").glob("dpo-*"))
     shutil.copytree(folder / "model", folder / "checkpoint.old")
@@ -136,8 +137,8 @@ def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
 
 
 def test_a_start_stored_in_bf16_is_trained_and_judged_in_float32(pairs, start, tmp_path):
-    """At a learning rate of 1e-12 the policy stays its start: a KL of 0, to float32 rounding of sums of some ten log-probs.
-    Judged in bfloat16 the start would differ by some 0.01 nats per token."""
+    """At a learning rate of 1e-12 the policy stays its start: a KL of 0, to float32 rounding of sums of some ten
+    log-probs. Judged in bfloat16 the start would differ by some 0.01 nats per token."""
     model, tokenizer = load_model(start)
     save_model(model.bfloat16(), tokenizer, tmp_path / "bf16")
     run(pairs, tmp_path / "bf16", tmp_path, lr=1e-12)
@@ -154,7 +155,8 @@ def test_a_system_message_reaches_the_prompt(pairs, start, tmp_path, capsys):
     run(pairs, start, tmp_path)
     plain = capsys.readouterr().out
     run(pairs, start, tmp_path, system="Be brief.")
-    n_tokens = [int(out.split(" steps, ")[1].split(" tokens")[0].replace(",", "")) for out in (plain, capsys.readouterr().out)]
+    n_tokens = [int(out.split(" steps, ")[1].split(" tokens")[0].replace(",", ""))
+                for out in (plain, capsys.readouterr().out)]
     assert n_tokens[1] > n_tokens[0] and len(list((tmp_path / "pairs").glob("dpo-*"))) == 2
 
 
@@ -188,8 +190,9 @@ def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, ca
 def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tmp_path):
     unpaired = tmp_path / "unpaired.jsonl"
     rows = [json.loads(line) for line in pairs.open()]
-    unpaired.write_text("".join(json.dumps({"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}) + "\n"
-                                for i, row in enumerate(rows) for side in (("chosen",) if i % 3 else ("rejected",))))
+    sides = [(row, "chosen" if i % 3 else "rejected") for i, row in enumerate(rows)]
+    rows = [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row, side in sides]
+    unpaired.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, metrics = run(unpaired, start, tmp_path / "out", loss="kto")
     assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # half of each example's weight at policy = reference
     assert "kl" in metrics[0] and "rewards/accuracies" not in metrics[0]
@@ -198,7 +201,8 @@ def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tm
 
 
 def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_po, "sequence_logps", lambda model, b: batch_module.sequence_logps(model, b) * float("nan"))
+    nan = lambda model, b: batch_module.sequence_logps(model, b) * float("nan")
+    monkeypatch.setattr(train_po, "sequence_logps", nan)
     with pytest.raises(UserError, match="diverged; lower --lr"):
         run(pairs, start, tmp_path)
 

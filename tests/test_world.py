@@ -58,6 +58,17 @@ def test_every_split_has_its_shares_of_kinds():
         assert {kind: kinds.count(kind) for kind in world.SHARES} == {k: 100 * s for k, s in world.SHARES.items()}
 
 
+@pytest.mark.parametrize("split", ("train", *TESTS))
+def test_exactly_as_many_rows_as_asked_for(split):
+    """Fifths of n are rounded, and must still sum to n; each kind has its share but for less than one row."""
+    for n in range(1, 32):
+        rows = world.pairs(split, n, 0)
+        kinds = [row["kind"] for row in rows]
+        assert len(rows) == n
+        assert all(abs(kinds.count(kind) - n * share) < 1 for kind, share in world.SHARES.items())
+    assert len(world.rankings(split, 7, 3, 0)) == len(world.demonstrations(7, 0)) == 7
+
+
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 def asked_about(prompt):

@@ -7,8 +7,7 @@ The learned reward of what is picked rises with n, and the gold reward with it a
 learned reward's mistakes are still maximised (Gao, Schulman and Hilton 2023, "Scaling laws for reward model
 overoptimization"). Here for reward models of 375, 1,500 and 6,000 pairs, and for ensembles of three (same data and
 trunk, other head and order): their mean and their minimum (Coste et al. 2023). All see each pair once, 16 a step, so
-steps differ as the pairs do: 23, 93, 375. More passes over 375 pairs gained nothing beyond the noise (seed 0: accuracy
-0.65, 0.68, 0.66, 0.64, each ± 0.02, after 1, 2, 4, 8) and would add over-fitting to what is compared.
+steps differ as the pairs do: 23, 93, 375.
 
 The SFT model answers each prompt N times at temperature 1 and top-p 1: the SFT policy itself is sampled. What to expect
 of the best of n <= N is then a sum, without drawing and without bias (as in Nakano et al. 2021, WebGPT),
@@ -34,17 +33,16 @@ import torch
 from tqdm import tqdm
 
 from .. import world
-from ..batch import CHOSEN, Example
 from ..checkpoint import load_model
 from ..config import exit_on_user_error
 from ..errors import UserError
 from ..evaluate import MAX_NEW_TOKENS, mean_se
 from ..gold import gold_reward
-from ..reward import scores
+from ..reward import score_answers
 from ..sample import generate
-from ..seeds import options, over_seeds, train_all
+from ..seeds import options, over_seeds, positive, train_all
 from ..text import decode, encode_prompt
-from .common import save_figure, write_rows
+from .common import sft_models, standardised, write_rows
 
 SIZES, MEMBERS = (375, 1500, 6000), 3  # training pairs; reward models per size and seed
 COLOURS = {"gold": "black", "untrained": "0.55", "single": "tab:blue", "mean": "tab:orange", "minimum": "tab:purple"}
@@ -66,12 +64,6 @@ def best_of(learned, values, ns: tuple) -> torch.Tensor:
 def kl(n: int) -> float:
     """log n - (n-1)/n, nats: KL(best of n || policy) is at most this."""
     return math.log(n) - (n - 1) / n
-
-
-def standardised(rewards) -> torch.Tensor:
-    """rewards (..., P, N) minus their mean over a prompt's N, in standard deviations of these differences over P N."""
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    return centred / centred.square().mean((-2, -1), keepdim=True).sqrt()
 
 
 def curves(judges, gold, ns: tuple) -> torch.Tensor:
@@ -105,8 +97,7 @@ def learned_rewards(folder: Path, samples: list, N: int) -> torch.Tensor:
     """(P, N) by the reward model in `folder`, or by a random head on the language model there."""
     model, tokenizer = load_model(folder, dtype=torch.float32, reward=True)
     different = list(dict.fromkeys(samples))  # each is scored once, so that its copies are exact ties
-    found = scores(model, [Example(encode_prompt(tokenizer, [{"role": "user", "content": prompt}]), [ids], [CHOSEN])
-                           for prompt, ids in different])
+    found, _ = score_answers(model, tokenizer, [(prompt, [ids]) for prompt, ids in different])
     by_sample = dict(zip(different, found))
     return torch.tensor([by_sample[sample] for sample in samples]).view(-1, N)
 
@@ -124,12 +115,12 @@ def judged(start: Path, members: dict, samples: list, N: int, ns: tuple) -> dict
     return found
 
 
-def main() -> None:
+def main(argv=None) -> None:
     """Train and sample what is missing, score it, print the table, draw the figure."""
     p = options(__doc__)
-    p.add_argument("--prompts", type=int, default=40, metavar="N", help="test prompts (default: 40)")
-    p.add_argument("--samples", type=int, default=256, metavar="N", help="answers to each (default: 256)")
-    args = p.parse_args()
+    p.add_argument("--prompts", type=positive, default=40, metavar="N", help="test prompts (default: 40)")
+    p.add_argument("--samples", type=positive, default=256, metavar="N", help="answers to each (default: 256)")
+    args = p.parse_args(argv)
     N, folder, seeds, out = args.samples, Path(args.out) / "findings", range(args.seeds), ["--out", args.out]
     if min(args.prompts, N) < 2:
         raise UserError("--prompts and --samples must be at least 2")
@@ -139,8 +130,7 @@ def main() -> None:
     test = write_rows(folder / "data" / "test_id-200.jsonl", rows)  # train_rm.py wants one for its own report
     pairs = [write_rows(folder / "data" / f"world-train-seed{seed}.jsonl", world.pairs("train", max(SIZES), seed))
              for seed in seeds]
-    sft = train_all([("train_po.py", ["--loss", "sft", "--seed", seed, *out]) for seed in seeds], args.jobs)
-    start = [run / "model" for run in sft]
+    start = sft_models(args)
     runs = {(seed, size, k): ["--model", start[seed], "--data", pairs[seed], "--test-data", test, "--rows", size,
                               "--lr", 3e-4, "--batch-size", 16, "--epochs", 1, "--seed", MEMBERS * seed + k, *out]
             for seed in seeds for size in sizes for k in range(MEMBERS)}
@@ -148,7 +138,7 @@ def main() -> None:
     torch.set_num_threads(args.jobs)
     found, different = [], []
     for seed in tqdm(seeds, "sampling and scoring"):
-        path = folder / f"samples-{sft[seed].name}-{len(prompts)}x{N}.jsonl"
+        path = folder / f"samples-{start[seed].parent.name}-{len(prompts)}x{N}.jsonl"
         path = path if path.exists() else write_rows(path, draw(start[seed], prompts, N, seed))
         samples = [(prompt, tuple(ids)) for prompt, ids in map(json.loads, path.open())]
         different.append(len(set(samples)) / len(prompts))
@@ -181,9 +171,7 @@ def table(by_seed, ns) -> str:
 
 def figure(by_seed, sizes, ns, out) -> None:
     """Gold reward above, learned below, a column per number of training pairs; shaded: ± a deviation over seeds."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from ..plots import plt, save
     fig, axes = plt.subplots(2, len(sizes), figsize=(1 + 4.2 * len(sizes), 7), sharex=True, sharey="row",
                              squeeze=False, layout="constrained")
     for column, size in zip(axes.T, sizes):
@@ -202,7 +190,7 @@ def figure(by_seed, sizes, ns, out) -> None:
     axes[0, 0].set_ylabel("gold reward of the best of n (points)")
     axes[1, 0].set_ylabel("its learned reward (sd of all samples')")
     axes[0, 0].legend(frameon=False, fontsize=8, title="picked by", title_fontsize=8)
-    save_figure(fig, out, "best_of_n")
+    save(fig, Path(out) / "findings" / "best_of_n.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the findings share: test pairs of the embedded world in plenty, and a reward model's measures on them."""
+"""What the findings share: many test pairs of the embedded world, training over seeds, a reward model's measures."""
 from pathlib import Path
 
 import torch
@@ -9,8 +9,9 @@ from ..data import read
 from ..evaluate_rm import measure
 from ..examples import encode
 from ..reward import score_pairs
-from ..seeds import folder_of
+from ..seeds import train_all
 
+SPLITS = ("test_id", "test_ood")
 N_TEST = 1000  # pairs per split, five times those of a run's own report: an accuracy is then known to 1.5 %
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
@@ -23,37 +24,62 @@ def write_rows(path: Path, rows) -> Path:
     return path
 
 
-def test_rows(out: str, split: str) -> list:
-    """N_TEST pairs of "test_id" or "test_ood", none of them drawn for a run's own report."""
-    path = Path(out) / "findings" / "data" / f"{split}.jsonl"
-    return read(write_rows(path, world.pairs(split, N_TEST, seed=1))).rows
+def test_pairs(out: str) -> tuple[dict, dict]:
+    """({split: N_TEST rows, none of them drawn for a run's own report}, {split: best possible expected accuracy})."""
+    pairs = {split: world.pairs(split, N_TEST, seed=1) for split in SPLITS}
+    rows = {split: read(write_rows(Path(out) / "findings" / "data" / f"{split}.jsonl", found)).rows
+            for split, found in pairs.items()}
+    return rows, {split: world.best_accuracy(found) for split, found in pairs.items()}
 
 
-def best_possible(rows) -> float:
-    """The expected accuracy of the gold reward itself on rows with its scores: no judge has more."""
-    return sum(world.preference_probability(*sorted(row.scores, reverse=True)) for row in rows) / len(rows)
+def sft_models(args) -> list[Path]:
+    """The model folder of every seed's SFT run, trained where missing."""
+    runs = [("train_po.py", ["--loss", "sft", "--seed", seed, "--out", args.out]) for seed in range(args.seeds)]
+    return [run / "model" for run in train_all(runs, args.jobs)]
 
 
-def sft_of(config) -> Path:
-    """The model folder of the SFT run under a run of train_rm.py."""
-    return folder_of(config.before()) / "model"
+def train(settings: dict, args) -> dict:
+    """{setting: the run folder of every seed}, trained where missing; `settings` are their flags of train_rm.py. What
+    follows in this process has as many threads as there were runs at a time."""
+    keys, rows = [(name, s) for name in settings for s in range(args.seeds)], ["--rows", args.rows] if args.rows else []
+    runs = [("train_rm.py", ["--seed", seed, "--out", args.out, *settings[name], *rows]) for name, seed in keys]
+    folders = dict(zip(keys, train_all(runs, args.jobs)))
+    torch.set_num_threads(args.jobs)
+    return {name: [folders[name, seed] for seed in range(args.seeds)] for name in settings}
 
 
-def judge(folder, rows, untrained_seed=None) -> dict:
-    """{measure: value} of the reward model in `folder` on rows of the world; with a seed, of an untrained head on the
-    language model there."""
-    if untrained_seed is not None:
-        torch.manual_seed(untrained_seed)
-    model, tokenizer = load_model(folder, dtype=torch.float32, reward=True)
+def load(run: Path):
+    """(reward model, tokenizer) of a run folder of train_rm.py."""
+    return load_model(run / "model", dtype=torch.float32)
+
+
+def scored(model, tokenizer, rows) -> list[dict]:
+    """What nanopref/evaluate_rm.py judges, of rows of the world."""
     pairs, _ = encode(tokenizer, rows, ("w", "l"), model.config.max_position_embeddings)
-    return {name: value for name, (value, _) in measure(score_pairs(model, pairs, gold=True)).items()}
+    return score_pairs(model, pairs, gold=True)
 
 
-def save_figure(fig, out: str, name: str) -> None:
-    """Writes {out}/findings/{name}.png and says so."""
-    path = Path(out) / "findings" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for ax in fig.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=110)
-    print(f"\nfigure: {path}")
+def judge(model, tokenizer, tests: dict) -> dict:
+    """{split: {measure: value}} of a reward model; what is undefined, as a correlation with a constant, is left out."""
+    return {split: {name: value for name, (value, _) in measure(scored(model, tokenizer, rows)).items()}
+            for split, rows in tests.items()}
+
+
+def values(seeds: list, split: str, name: str) -> list:
+    """One measure of every seed, of what `judge` found; None where undefined."""
+    return [found[split].get(name) for found in seeds]
+
+
+def gains(seeds: list, others: list) -> tuple[list, int]:
+    """(expected accuracy on test_id minus the others', seed by seed; on how many seeds it is above 0)."""
+    found = [a - b for a, b in zip(*(values(side, "test_id", "expected_accuracy") for side in (seeds, others)))]
+    return found, sum(gain > 0 for gain in found)
+
+
+def standardised(rewards, origin=-1) -> torch.Tensor:
+    """A reward has neither unit nor origin: rewards (..., P, N) minus their mean over the dimensions `origin`, a
+    prompt's N or (-2, -1) for all, in standard deviations of these differences over P N. float64; zeros where all are
+    equal."""
+    centred = rewards.double() - rewards.double().mean(origin, keepdim=True)
+    spread = centred.square().mean((-2, -1), keepdim=True).sqrt()
+    return torch.where(spread < 1e-9, 0.0, centred / spread)  # below this a difference is a rounding error

@@ -21,6 +21,7 @@ import statistics
 from itertools import combinations
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from .. import reward, world
@@ -30,7 +31,7 @@ from ..data import read
 from ..evaluate_rm import expected_accuracy
 from ..examples import encode
 from ..seeds import options, over_seeds, train_all
-from .common import N_TEST, save_figure, write_rows
+from .common import N_TEST, sft_models, standardised, write_rows
 
 N_TRAIN = 3000  # pairs per group
 KINDS = ("averaged", "own", "another's", "ensemble", "conditioned", "heads")
@@ -70,27 +71,20 @@ def scored(folder: Path, test_file: Path) -> dict:
     return {group: [tuple(s) for pair, s in zip(pairs, scores) if pair.row.group == group] for group in world.GROUPS}
 
 
-def standardised(pairs: list) -> list:
-    """The same scores with mean 0 and standard deviation 1 over all responses: a reward has neither unit nor origin."""
-    flat = [score for pair in pairs for score in pair]
-    mean, spread = statistics.mean(flat), statistics.pstdev(flat)
-    return [tuple((score - mean) / spread for score in pair) for pair in pairs]
-
-
 def accuracies(scores: list, truth: list) -> tuple[float, float]:
     """(expected accuracy, accuracy on the labels) of scores (chosen, rejected) per pair; `truth`: the group's own
     rewards of the same two."""
     right = [0.5 if w == l else float(w > l) for w, l in scores]
     names = ("reward_chosen", "reward_rejected", "gold_chosen", "gold_rejected")
-    return expected_accuracy([dict(zip(names, s + t)) for s, t in zip(scores, truth)])[0], statistics.mean(right)
+    return expected_accuracy([dict(zip(names, (*s, *t))) for s, t in zip(scores, truth)])[0], statistics.mean(right)
 
 
 def measure(found: dict, truth: dict) -> dict:
     """{kind: {group: (expected accuracy, on the labels)}} of a seed; `found`: {a model's name: what `scored` gave}."""
     result = {kind: {} for kind in (*KINDS, BEST)}
     for group, true in truth.items():
-        ensemble = [tuple(map(statistics.mean, zip(*pair)))
-                    for pair in zip(*(standardised(found[member][group]) for member in truth))]
+        members = torch.tensor([found[member][group] for member in truth], dtype=torch.float64)  # (members, pairs, 2)
+        ensemble = standardised(members, origin=(-2, -1)).mean(0).tolist()
         for kind, scores in {"averaged": found["mixed"][group], "own": found[group][group], "ensemble": ensemble,
                              "conditioned": found["told"][group], "heads": found["heads"][group], BEST: true}.items():
             result[kind][group] = accuracies(scores, true)
@@ -127,7 +121,7 @@ def table(seeds: list) -> str:
 
 def figure(seeds: list, out: str) -> None:
     """A panel per group: expected accuracy of every kind, and the best possible."""
-    from ..plots import POLICY, START, plt
+    from ..plots import POLICY, START, plt, save
     fig, axes = plt.subplots(1, len(world.GROUPS), figsize=(11.5, 3.4), sharex=True, sharey=True, layout="constrained")
     for ax, group in zip(axes, world.GROUPS):
         for y, kind in enumerate(KINDS):
@@ -144,17 +138,16 @@ def figure(seeds: list, out: str) -> None:
     axes[0].set_ylim(len(KINDS) - 0.5, -0.5)
     fig.suptitle("Three groups of annotators, five ways to judge for them (grey: another group's model); "
                  f"mean ± sd over {len(seeds)} seeds", fontsize=11)
-    save_figure(fig, out, "pluralism")
+    save(fig, Path(out) / "findings" / "pluralism.png")
 
 
-def main() -> None:
+def main(argv=None) -> None:
     """Train what is missing, measure, and show."""
-    args = options(__doc__).parse_args()
-    seeds = range(args.seeds)
-    sft = train_all([("train_po.py", ["--loss", "sft", "--seed", s, "--out", args.out]) for s in seeds], args.jobs)
+    args = options(__doc__).parse_args(argv)
+    seeds, sft = range(args.seeds), sft_models(args)
     files = {s: write_data(Path(args.out) / "findings" / "data", s) for s in seeds}
     runs = {(s, name): run for s in seeds
-            for name, run in runs_of(files[s], sft[s] / "model", s, args.out, args.rows).items()}
+            for name, run in runs_of(files[s], sft[s], s, args.out, args.rows).items()}
     folders = dict(zip(runs, train_all(runs.values(), args.jobs)))
     found = {(s, name): scored(folder / "model", files[s]["told" if name == "told" else "mixed"][1])
              for (s, name), folder in tqdm(folders.items(), "scoring")}
@@ -162,7 +155,7 @@ def main() -> None:
     truth = {group: [row.scores for row in tests if row.group == group] for group in world.GROUPS}
     by_seed = [measure({name: pairs for (of, name), pairs in found.items() if of == s}, truth) for s in seeds]
     pairs = world.pairs("test_id", N_TEST, 1)
-    print("Share of pairs on which two groups prefer different responses: " + ", ".join(
+    print(f"Share of {N_TEST:,} pairs of test_id on which two groups prefer different responses: " + ", ".join(
         f"{a} and {b} {world.disagreement(pairs, a, b):.2f}" for a, b in combinations(world.GROUPS, 2)))
     print(f"Expected accuracy, mean ± standard deviation over {args.seeds} seeds:\n\n{table(by_seed)}")
     figure(by_seed, args.out)

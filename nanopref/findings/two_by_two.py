@@ -21,8 +21,8 @@ from tqdm import tqdm
 from .. import world
 from ..compare import against, judge_scores, load_judge, read_answers
 from ..config import STAGES, exit_on_user_error
-from ..seeds import options, over_seeds, train_all
-from .common import save_figure, write_rows
+from ..seeds import options, over_seeds, positive, train_all
+from .common import sft_models, write_rows
 from .pluralism import runs_of, write_data
 
 HEADS, GROUPS = 10, ("curious", "hurried")
@@ -30,18 +30,17 @@ AGAINST = ("curious", "start"), ("hurried", "start"), GROUPS
 
 
 def runs(args) -> dict:
-    """{(seed, name): folder} of every run, trained where missing: sft, dpo, rm, and a dpo and rm per group."""
+    """{(seed, name): folder} of every run, trained where missing: sft (its model), dpo, rm; a dpo and rm per group."""
     seeds, rows = range(args.seeds), ["--rows", args.rows] if args.rows else []
     usual = {s: ["--seed", s, "--out", args.out] for s in seeds}
     asked = ["--prompts", args.prompts]
-    todo = {(s, "sft"): ("train_po.py", ["--loss", "sft", *usual[s]]) for s in seeds}
-    found = dict(zip(todo, train_all(todo.values(), args.jobs)))
+    found = {(s, "sft"): start for s, start in enumerate(sft_models(args))}
     data, po, todo = Path(args.out) / "findings" / "data", STAGES["po"], {}
     prompts = write_rows(data / "test-prompts.jsonl", world.pairs("test_id", 200, 0))  # one set for both groups
     for s in seeds:
         todo[s, "rm"] = "train_rm.py", [*usual[s], *rows]
         todo[s, "dpo"] = "train_po.py", ["--loss", "dpo", *usual[s], *asked, *rows]
-        files, start = write_data(data, s), found[s, "sft"] / "model"
+        files, start = write_data(data, s), found[s, "sft"]
         for group in GROUPS:
             todo[s, "rm", group] = runs_of(files, start, s, args.out, args.rows)[group]  # the same run as pluralism's
             todo[s, "dpo", group] = "train_po.py", [
@@ -54,9 +53,8 @@ def judge(folders, seed, n) -> tuple[dict, list, dict]:
     """One seed on its first n prompts: ({judge: DPO against start}, the same of every random head, {judge: {(policy,
     policy): one against the other}} for the groups)."""
     said = lambda who, *run: read_answers(folders[seed, *run], who)[1][:n]
-    gold = lambda reward, policy: [round(reward(a["prompt"], a["answer"]), 6) for a in policy]
     pair = [said("policy", "dpo"), said("start", "dpo")]
-    both = {"gold": against(*([round(a["gold"], 6) for a in policy] for policy in pair)),
+    both = {"gold": against(*([a["gold"] for a in policy] for policy in pair)),
             "trained": against(*judge_scores(*load_judge(str(folders[seed, "rm"]))[1:], pair))}
     heads = [against(*judge_scores(*load_judge(f"untrained:{folders[seed, 'sft']}", seed * HEADS + i)[1:], pair))
              for i in range(HEADS)]
@@ -64,19 +62,19 @@ def judge(folders, seed, n) -> tuple[dict, list, dict]:
     by_judge = {}
     for group in GROUPS:
         learnt = judge_scores(*load_judge(str(folders[seed, "rm", group]))[1:], policies.values())
-        true = [gold(lambda *text: world.group_reward(group, *text), policy) for policy in policies.values()]
+        true = [[world.group_reward(group, a["prompt"], a["answer"]) for a in policy] for policy in policies.values()]
         for name, scores in ((f"{group} reward model", learnt), (f"{group} true reward", true)):
             scores = dict(zip(policies, scores))
             by_judge[name] = {(a, b): against(scores[a], scores[b]) for a, b in AGAINST}
     return {**both, "untrained": heads[0]}, heads, by_judge
 
 
-def favour(judge: str, told: list, own: int, policies) -> str:
-    """One judge in words. told: against(...) of every seed; own: which of the two `policies` is the judge's."""
-    mine, other = (sum(t["favours"] == side for t in told) for side in (own, 1 - own))
-    answer = "yes" if mine == len(told) else "no" if other == len(told) else "not on every seed"
+def favour(judge: str, seeds: list, own: int, policies) -> str:
+    """One judge in words. seeds: against(...) of every seed; own: which of the two `policies` is the judge's."""
+    mine, other = (sum(told["favours"] == side for told in seeds) for side in (own, 1 - own))
+    answer = "yes" if mine == len(seeds) else "no" if other == len(seeds) else "not on every seed"
     return (f"Does the {judge} favour {policies[own]}, its own, over {policies[1 - own]}? {answer.capitalize()}: "
-            f"beyond the noise for it on {mine} of {len(told)} seeds, against it on {other}.")
+            f"beyond the noise for it on {mine} of {len(seeds)} seeds, against it on {other}.")
 
 
 def row(name: str, *comparisons) -> str:
@@ -87,19 +85,19 @@ def row(name: str, *comparisons) -> str:
 
 def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
     """000's judges, the random heads and the two preference systems; judges as {name: against(...) of every seed}."""
-    from ..plots import CHOSEN, POLICY, REJECTED, START, plt
+    from ..plots import CHOSEN, POLICY, REJECTED, START, plt, save
     fig, axes = plt.subplots(1, 3, figsize=(14.5, 3.9), layout="constrained")
     colours = ("black", POLICY, START), ("tab:blue", "tab:cyan", "tab:red", "tab:orange")
     for ax, by_judge, colour_of in zip(axes[::2], (firsts, groups), colours):
-        for y, (told, colour) in enumerate(zip(by_judge.values(), colour_of)):
-            for i, t in enumerate(told):
-                ax.plot(t["interval"], [y + 0.15 * i] * 2, color=colour)
-                ax.plot(t["win"][0], y + 0.15 * i, "o", color=colour)
+        for y, (seeds, colour) in enumerate(zip(by_judge.values(), colour_of)):
+            for i, told in enumerate(seeds):
+                ax.plot(told["interval"], [y + 0.15 * i] * 2, color=colour)
+                ax.plot(told["win"][0], y + 0.15 * i, "o", color=colour)
         ax.set_yticks(range(len(by_judge)), by_judge)
         ax.invert_yaxis()
     axes[0].set(title="000's two judges and the truth", xlabel="share of prompts DPO wins against its start")
     axes[2].set(title="two preference systems", xlabel="share of prompts curious DPO wins against hurried")
-    sides = [[t["win"][0] for t in heads if t["favours"] == side] for side in (1, None, 0)]
+    sides = [[told["win"][0] for told in heads if told["favours"] == side] for side in (1, None, 0)]
     axes[1].hist(sides, bins=20, range=(0, 1), stacked=True, color=(REJECTED, "0.75", CHOSEN),
                  label=("favours the start", "neither", "favours DPO"))
     axes[1].set(title=f"{len(heads)} untrained heads: the side they take is luck", ylabel="heads",
@@ -110,14 +108,13 @@ def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
         ax.set_xlim(0, 1)
         ax.set_title(ax.get_title(), fontsize=10)
     fig.suptitle("Left and right: a point per seed and its 95 % interval; beyond the noise if that leaves out 1/2")
-    save_figure(fig, out, "two_by_two")
-    plt.close(fig)
+    save(fig, Path(out) / "findings" / "two_by_two.png")
 
 
 def main(argv=None) -> None:
     """Train what is missing, judge, print the tables, draw the figure."""
     p = options(__doc__)
-    p.add_argument("--prompts", type=int, default=200, metavar="N", help="test prompts to answer (default: 200)")
+    p.add_argument("--prompts", type=positive, default=200, metavar="N", help="test prompts to answer (default: 200)")
     args = p.parse_args(argv)
     folders = runs(args)
     torch.set_num_threads(args.jobs)
@@ -129,17 +126,17 @@ def main(argv=None) -> None:
     print(f"Share of {args.prompts} prompts won, a tie is half a win; difference in sd of that judge's own scores; "
           f"mean ± standard deviation over {args.seeds} seeds.\n")
     print("".join(f"{name:>22}" for name in ("judge", "DPO beats its start", "difference")))
-    print("\n".join(row(name, told) for name, told in firsts.items()))
+    print("\n".join(row(name, seeds) for name, seeds in firsts.items()))
     print(favour("trained reward model", firsts["trained"], 0, ("DPO", "its start")))
     print(favour("untrained head", firsts["untrained"], 1, ("DPO", "its start")))
     counts = [sum(told["favours"] == side for told in heads) for side in (0, 1, None)]
     print("Of {} untrained heads {} favour DPO beyond the noise, {} its start, {} neither: no preference, but the luck "
           "of the draw.\n".format(len(heads), *counts))
     print("".join(f"{name:>22}" for name in ("judge", *(f"{a} beats {b}" for a, b in AGAINST), "last difference")))
-    print("\n".join(row(name, *told) for name, told in groups.items()))
-    for name, told in groups.items():
-        print(favour(name, told[-1], GROUPS.index(name.split()[0]), [f"the {group} policy" for group in GROUPS]))
-    figure(firsts, heads, {name: told[-1] for name, told in groups.items()}, args.out)
+    print("\n".join(row(name, *comparisons) for name, comparisons in groups.items()))
+    for name, comparisons in groups.items():
+        print(favour(name, comparisons[-1], GROUPS.index(name.split()[0]), [f"the {group} policy" for group in GROUPS]))
+    figure(firsts, heads, {name: comparisons[-1] for name, comparisons in groups.items()}, args.out)
 
 
 if __name__ == "__main__":
