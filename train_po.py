@@ -5,6 +5,7 @@
     python train_po.py --loss kto --data my.jsonl  # on your own data
     python train_po.py --loss sft                  # the stage before
     python train_po.py --loss dpo --model DIR --data my.jsonl  # on a pretrained model, a Hugging Face folder
+    torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/distributed.py
 """
 import json
 import time
@@ -14,18 +15,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref import examples as ex
+from nanopref import distributed, examples as ex
 from nanopref.batch import batches, by_role, collate, sequence_logps, step_counts
 from nanopref.checkpoint import load_model, new_model
 from nanopref.checks import step_0_check
 from nanopref.config import ARCHITECTURE, SHIPPED_BASE, VOCABULARY, RunConfig, exit_on_user_error, parse, pick_device
+from nanopref.distributed import averaging, from_main, gathered, is_main, rank, size, together
 from nanopref.hub import model_folder
 from nanopref.losses import LOSSES, reduce
 from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.metrics import step_metrics
 from nanopref.reference import cached_logps
 from nanopref.report import report
-from nanopref.training import Checkpoints, Forward, announce, check_finite, learning_rate, new_optimizer
+from nanopref.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
+                                new_optimizer)
 
 
 def start_from(config: RunConfig) -> Path | None:
@@ -43,13 +46,14 @@ def start_from(config: RunConfig) -> Path | None:
 def train(config: RunConfig) -> Path:
     """One run, from nothing to its report; returns its folder. A finished run is found and reused."""
     # 1. What it stands on, and where it goes.
+    device = pick_device(config.device)
+    distributed.start(device)
     start = start_from(config)
     folder = config.folder(start)
-    if config.is_done(folder):
+    if from_main(lambda: config.is_done(folder)):
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
-    device = pick_device(config.device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    autocast = matrix_precision(config, device)
     torch.manual_seed(config.seed)
 
     # 2. Data, policy and reference.
@@ -65,14 +69,17 @@ def train(config: RunConfig) -> Path:
     announce(config, policy, tokenizer, examples, splits, counts, device)
     policy.to(device).train()
     policy.gradient_checkpointing = config.gradient_checkpointing
-    print(in_words(estimate(policy, examples, config.batch_size // config.accumulate,
+    print(in_words(estimate(policy, examples, config.batch_size // config.accumulate // size(),
                             lambda batch: sequence_logps(policy, batch), autocast)))
     if config.stage == "po":
-        examples = cached_logps(start, policy, examples, Path(config.out) / "cache", autocast, config.precision, config.fresh)
+        cache = Path(config.out) / "cache"
+        examples = cached_logps(start, policy, examples, cache, autocast, config.precision, config.fresh)
 
     # 3. Step-0 check and loop.
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**asdict(config), "start": start and str(start)}, indent=2) + "\n")
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {**asdict(config), "start": start and str(start)}
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     loop(config, folder, policy, tokenizer, examples, device, autocast)
 
     # 4. Report.
@@ -86,12 +93,13 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
     optimizer = new_optimizer(policy, config.lr)
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
-    forward = Forward(sequence_logps, policy)
+    forward = new_forward(sequence_logps, policy, config, steps)
     checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config, steps)
 
     began = time.time()
-    with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage) as progress:
+    with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage,
+              disable=not is_main()) as progress:
         for i, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
             if i < first:
                 continue
@@ -112,23 +120,25 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
 def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
     """One update on the examples of `chunk`; `forward` gives the log-probs (R,) of a batch. Returns what is logged. The
     device is waited for once, at the end."""
-    loss, device, micro = LOSSES[config.loss], next(forward.parameters()).device, len(chunk) // config.accumulate
+    loss, device = LOSSES[config.loss], next(forward.parameters()).device
+    own = chunk[rank()::size()]  # of several processes' work
     n_terms, n_tokens = step_counts(chunk, loss.pairs)
-    total, logged = 0.0, []
-    for start in range(0, len(chunk), micro):
-        part = collate(chunk[start:start + micro]).to(device)
-        with autocast:
+    micro, values, logged = len(own) // config.accumulate, [], []
+    for start in range(0, len(own), micro):
+        part = collate(own[start:start + micro]).to(device)
+        with autocast, averaging(forward, is_last=start + micro == len(own)):
             logps = forward(part)
         seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
-        out = loss.fn(*(seqs[name] for name in loss.inputs), **config.knobs)
-        value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens, so accumulation is exact
-        value.backward()
-        total = total + value.detach()
+        given = [gathered(seqs["kl"]) if name == "kl" else seqs[name] for name in loss.inputs]
+        out = loss.fn(*given, **config.knobs)
+        value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens: exact, whatever share this is
+        (value * size()).backward()  # gradients are averaged over the processes, where this wants their sum
+        values.append(value.detach())
         logged.append((seqs, out))
     grad_norm = torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": total.item(), **step_metrics(logged), "grad_norm": grad_norm.item()}
+    return {"loss": sum(together(values)).item(), **step_metrics(together(logged)), "grad_norm": grad_norm.item()}
 
 
 if __name__ == "__main__":

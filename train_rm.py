@@ -4,6 +4,7 @@
     python train_rm.py --length-penalty 0.03            # with a rule against length
     python train_rm.py --ranking 4                      # from rankings of four responses
     python train_rm.py --model DIR --data my.jsonl      # on a pretrained model, a Hugging Face folder
+    torchrun --nproc_per_node=2 train_rm.py             # on two GPUs: see nanopref/distributed.py
 
 The reward model is the transformer with one number in place of the vocabulary, read at a response's last token and
 trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
@@ -16,28 +17,31 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref import examples as ex
+from nanopref import distributed, examples as ex
 from nanopref.batch import batches, collate
 from nanopref.checkpoint import load_model
 from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
+from nanopref.distributed import averaging, from_main, is_main, rank, shared, size, together
 from nanopref.errors import UserError
 from nanopref.memory import estimate, in_words, peak_in_words
 from nanopref.report_rm import report_rm
 from nanopref.reward import batch_loss, by_rank, reward_metrics, rewards, score_pairs
-from nanopref.training import Checkpoints, announce, check_finite, learning_rate
+from nanopref.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
+                                new_optimizer)
 from train_po import start_from
 
 
 def train(config: RunConfig) -> Path:
     """One run, from nothing to its report; returns its folder. A finished run is found and reused."""
     # 1. What it stands on, and where it goes.
+    device = pick_device(config.device)
+    distributed.start(device)
     start = start_from(config)
     folder = config.folder(start)
-    if config.is_done(folder):
+    if from_main(lambda: config.is_done(folder)):
         print(f"rm: done already, reusing {folder}")
         return folder
-    device = pick_device(config.device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    autocast = matrix_precision(config, device)
     torch.manual_seed(config.seed)  # decides the new head
 
     # 2. Data, trunk and head.
@@ -56,20 +60,23 @@ def train(config: RunConfig) -> Path:
     announce(config, model, tokenizer, examples, splits, counts, device)
     model.to(device)
     model.gradient_checkpointing = config.gradient_checkpointing
-    print(in_words(estimate(model, examples, config.batch_size // config.accumulate,
+    print(in_words(estimate(model, examples, config.batch_size // config.accumulate // size(),
                             lambda batch: rewards(model, batch), autocast)))
 
     # 3. Loop, between two judgements.
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
+    score_own = lambda pairs: score_pairs(model, pairs, splits.gold)
     with autocast:
-        before = {name: score_pairs(model, test, splits.gold) for name, test in tests.items()}
+        before = {name: shared(score_own, test) for name, test in tests.items()}
     loop(config, folder, model, tokenizer, examples, device, autocast)
     with autocast:
-        after = {name: score_pairs(model, test, splits.gold) for name, test in tests.items()}
+        after = {name: shared(score_own, test) for name, test in tests.items()}
 
     # 4. Report.
-    report_rm(config, folder, {name: {"before": before[name], "after": after[name]} for name in tests}, splits)
+    if is_main():
+        report_rm(config, folder, {name: {"before": before[name], "after": after[name]} for name in tests}, splits)
     return folder
 
 
@@ -86,41 +93,48 @@ def length_rule(options, examples) -> dict | None:
 def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, autocast) -> None:
     """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
     steps = len(examples) // config.batch_size * config.epochs
-    micro = config.batch_size // config.accumulate
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
-                                  fused=device.type == "cuda")  # there the plain one makes a copy of all weights
+    optimizer = new_optimizer(model, config.lr)
+    forward = new_forward(rewards, model, config, steps)
     checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config, steps)
 
     began = time.time()
-    with tqdm(total=steps, initial=first, desc="rm") as progress:
-        for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
-            if step < first:
+    with tqdm(total=steps, initial=first, desc="rm", disable=not is_main()) as progress:
+        for i, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
+            if i < first:
                 continue
-            lr = learning_rate(config, step, steps)
+            lr = learning_rate(config, i, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            total, logged = 0.0, []
-            for i in range(0, len(chunk), micro):
-                part = collate(chunk[i:i + micro]).to(device)
-                with autocast:
-                    found = rewards(model, part)
-                loss = batch_loss(found, part, config.knobs["margin"], config.knobs["center"]) / len(chunk)
-                loss.backward()  # a mean over the step's examples, so accumulation is exact
-                total += loss.item()
-                logged += by_rank(found, part)
-                tokens += (part.example >= 0).sum().item()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-            check_finite(step, total, grad_norm, config, folder)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": total, **reward_metrics(logged), "grad_norm": grad_norm, "lr": lr,
-                   "tokens": tokens}
-            progress.set_postfix(loss=f"{total:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
+            tokens += sum(e.n_tokens for e in chunk)
+            row = {"step": i, **step(config, forward, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
+            check_finite(i, row["loss"], row["grad_norm"], config, folder)
+            progress.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
             progress.update()
-            checkpoints.after(step, row)
+            checkpoints.after(i, row)
     print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
     checkpoints.finish()
+
+
+def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
+    """One update on the examples of `chunk`; `forward` gives the rewards (R,) of a batch. Returns what is logged. The
+    device is waited for once, at the end."""
+    device, own = next(forward.parameters()).device, chunk[rank()::size()]  # of several processes' work
+    micro, values, ranked = len(own) // config.accumulate, [], []
+    for start in range(0, len(own), micro):
+        part = collate(own[start:start + micro])
+        with autocast, averaging(forward, is_last=start + micro == len(own)):
+            found = forward(part.to(device))
+        part.scores = part.scores.to(device)  # the rest stays: whose a response is must be known here without a wait
+        loss = batch_loss(found, part, config.knobs["margin"], config.knobs["center"])
+        value = loss / len(chunk)  # a mean over the step's examples: exact, whatever share of them this is
+        (value * size()).backward()  # gradients are averaged over the processes, where this wants their sum
+        values.append(value.detach())
+        ranked += by_rank(found, part)
+    grad_norm = torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": sum(together(values)).item(), **reward_metrics(together(ranked)), "grad_norm": grad_norm.item()}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ side in rows of about ROW tokens, so that hardly any token is padding. Two examp
     position   0  1  2  3  4  5  3  4  |  0  1  2  3  4          both responses continue the prompt
     c0 and r0 are both predicted at the last p.  Every response is scored as if its sibling were not there.
 
-The plain way (one padded row per response, the prompt twice) is in `tests/test_batch.py` and in the notebook, as what
+The plain way (one padded row per response, the prompt twice) is in `nanopref/bench/steps.py` and in the notebook, as what
 this must equal. Here is also the only place in which logits and labels are shifted against each other.
 """
 import random
@@ -67,8 +67,10 @@ class Batch:
 
     def to(self, device):
         """The same batch on `device`. But `roles` stay on the CPU: which rows they pick must be known here, and asking a
-        GPU would wait until it has done all its work."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v) and k != "roles"}
+        GPU would wait until it has done all its work. For the same reason a copy to a GPU is from pinned memory."""
+        pin = torch.device(device).type == "cuda"
+        moved = {k: (v.pin_memory() if pin else v).to(device, non_blocking=pin)
+                 for k, v in vars(self).items() if torch.is_tensor(v) and k != "roles"}
         return replace(self, **moved)
 
     def attn_mask(self):

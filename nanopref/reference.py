@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .batch import score
 from .checkpoint import digest
+from .distributed import is_main, shared
 
 
 def cached_logps(start: Path, reference, examples, cache: Path, autocast, precision: str, fresh) -> list:
@@ -30,11 +31,13 @@ def cached_logps(start: Path, reference, examples, cache: Path, autocast, precis
             print(f"reference log-probs: {path} is damaged, computing them again")
     if flat is None:
         with autocast:
-            logps = score(reference, examples, lambda parts: tqdm(parts, desc="reference log-probs"))
+            progress = lambda parts: tqdm(parts, desc="reference log-probs", disable=not is_main())
+            logps = shared(lambda own: score(reference, own, progress), examples)
         flat = [x for each in logps for x in each]
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        save_file({"ref_logps": torch.tensor(flat)}, partial)
-        partial.replace(path)
+        if is_main():
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".tmp")
+            save_file({"ref_logps": torch.tensor(flat)}, partial)
+            partial.replace(path)
     values = iter(flat)
     return [replace(e, ref_logps=[next(values) for _ in e.responses]) for e in examples]

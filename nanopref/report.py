@@ -6,6 +6,7 @@ import torch
 
 from .checkpoint import load_model
 from .config import RunConfig
+from .distributed import is_main
 from .evaluate import answers, measure
 
 # measure, label, number format
@@ -21,13 +22,15 @@ ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{
 def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, splits, autocast) -> None:
     """Judge the policy on every test split and write report.json, answers.jsonl and figure.png into `folder`.
 
-    report.json is written last: its presence is what marks a run as done.
+    report.json is written last: its presence is what marks a run as done. Of several processes all judge, each its
+    share, and the main one writes.
     """
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = {"config": {"loss": config.loss, "knobs": config.knobs, "data": config.data, "seed": config.seed},
               "last_step": metrics[-1], "measures": {}}
     if config.stage == "base":
-        finish(folder, result)
+        if is_main():
+            finish(folder, result)
         return
     policy.eval()
     start = None
@@ -44,6 +47,8 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
             told[split] = {who: measure(policy if who == "policy" else start, start, tokenizer, rows, given,
                                         found[split].get("start") if who == "policy" else None, config, splits.gold)
                            for who, given in found[split].items()}
+    if not is_main():
+        return
     result["measures"], result["best_accuracy"] = told, splits.best_accuracy
     name = "SFT" if config.model == "sft" else "start"
     print("\n" + table(told, {"start": name, "policy": config.loss}, splits.best_accuracy))

@@ -9,24 +9,11 @@ from torch.testing import assert_close
 from nanopref import batch as nb
 from nanopref.batch import (CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, score, sequence_logps,
                             step_counts)
+from nanopref.bench.steps import packed_logps, padded_logps, response_only_logps
 from nanopref.losses import LOSSES, knobs, reduce
 from nanopref.text import decode, encode_prompt, encode_response
 
 EXACT = dict(rtol=1e-10, atol=1e-10)  # float64 rounds at 1e-16; the layouts add the same terms in other orders
-
-
-def plain_logps(model, examples):
-    """The plain way: one right-padded row per response, the prompt repeated, a causal mask, shift by one."""
-    rows = [(e.prompt, response) for e in examples for response in e.responses]
-    T = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.zeros(len(rows), T, dtype=torch.long)
-    is_response = torch.zeros(len(rows), T, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(rows):
-        ids[i, :len(prompt) + len(response)] = torch.tensor(prompt + response)
-        is_response[i, len(prompt):len(prompt) + len(response)] = True
-    logps = model.logits(model(ids)).log_softmax(-1)                           # (R, T, V): position t predicts t + 1
-    logps = logps[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]                  # (R, T - 1)
-    return (logps * is_response[:, 1:]).sum(-1)
 
 
 def random_examples(n_responses, seed=0, vocab=380):
@@ -53,7 +40,7 @@ def test_packed_equals_plain_in_value_and_in_every_gradient(tiny_model, monkeypa
     model, examples = tiny_model(), random_examples(n_responses)
     weights = torch.linspace(1, 2, sum(n_responses), dtype=torch.float64)
     results = []
-    for way in (plain_logps, lambda model, examples: sequence_logps(model, collate(examples))):
+    for way in (padded_logps, lambda model, examples: sequence_logps(model, collate(examples))):
         logps = way(model, examples)
         results.append((logps.detach(), torch.autograd.grad((weights * logps).sum(), list(model.parameters()))))
     (plain, plain_grads), (packed, packed_grads) = results
@@ -61,6 +48,22 @@ def test_packed_equals_plain_in_value_and_in_every_gradient(tiny_model, monkeypa
     for a, b in zip(packed_grads, plain_grads):
         assert b.abs().max() > 1e-3  # there is something to compare
         assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("logps_of", [packed_logps, response_only_logps, lambda model, examples: sequence_logps(
+    model, collate(examples))], ids=["no padding", "response-only head", "shared prompt"])
+def test_every_step_of_the_benchmarks_ladder_equals_the_plain_way(tiny_model, logps_of, dtype):
+    """In float32 a gradient is a sum of rounded terms in another order: 1e-4 of its norm."""
+    model, examples, results = tiny_model().to(dtype), random_examples([2] * 6), []
+    for way in (padded_logps, logps_of):
+        logps = way(model, examples)
+        weights = torch.linspace(1, 2, 12, dtype=dtype)
+        grads = torch.autograd.grad((weights * logps).sum(), list(model.parameters()))
+        results.append((logps.detach(), torch.cat([grad.flatten() for grad in grads])))
+    (plain, plain_grad), (fast, fast_grad) = results
+    bound = 1e-10 if dtype == torch.float64 else 1e-4
+    assert (fast - plain).norm() < bound * plain.norm() and (fast_grad - plain_grad).norm() < bound * plain_grad.norm()
 
 
 def test_rows_are_filled(monkeypatch):
@@ -174,4 +177,4 @@ def test_score_equals_the_plain_way_and_leaves_the_mode_alone(tiny_model):
     model, examples = tiny_model().train(), random_examples([2, 1] * 35)
     scored = score(model, examples)
     assert model.training and [len(logps) for logps in scored] == [2, 1] * 35
-    assert_close(torch.tensor(sum(scored, []), dtype=torch.float64), plain_logps(model, examples).detach(), **EXACT)
+    assert_close(torch.tensor(sum(scored, []), dtype=torch.float64), padded_logps(model, examples).detach(), **EXACT)

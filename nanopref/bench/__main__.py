@@ -1,0 +1,96 @@
+"""How fast is a DPO step, the sampler and the start, beside the plain way and beside TRL and transformers?
+
+    python -m nanopref.bench                        # our own ladder on size S: some minutes on one CPU core
+    python -m nanopref.bench --peers                # and TRL and transformers (pip install trl)
+    python -m nanopref.bench --size M --peers --rounds 3
+    python -m nanopref.bench --parts memory start   # only these
+    python -m nanopref.bench.growth                 # the figure: how cost grows
+
+All contenders of a part run in one process, one thread, round by round (A, B, A, B ...), on the same weights, pairs, batch and
+optimiser: float32 on a CPU, bf16 autocast on CUDA. A figure is the median over rounds, in brackets the least and the most;
+ratios are medians of the ratios within a round. "Tuned" is the C library's allocator told to keep freed memory
+(MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2^40, Linux): it helps whoever allocates much.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ..config import ROOT, Parser, exit_on_user_error, pick_device
+
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40)}
+PARTS = ("steps", "memory", "sampling", "start")
+
+
+def main(argv=None) -> None:
+    """Each part in a process of its own, with each allocator; prints the tables and keeps all figures as JSON."""
+    from .setting import SIZES
+    p = Parser(prog="nanopref.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--size", choices=SIZES, default="S", help="model and lengths (default: S)")
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS) + " (default: all)")
+    p.add_argument("--peers", action="store_true", help="TRL and transformers as well")
+    p.add_argument("--rounds", type=int, default=5, metavar="N", help="counted rounds (default: 5)")
+    p.add_argument("--pairs", type=int, default=48, metavar="N", help="pairs a round, 8 a step (default: 48)")
+    p.add_argument("--allocators", nargs="+", choices=("default", "tuned"), default=("default",), metavar="NAME",
+                   help="default, tuned: of the C library (default: default)")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    p.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if there is one)")
+    p.add_argument("--out", default="runs", metavar="DIR", help="figures go to DIR/bench (default: runs)")
+    p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
+    args = p.parse_args(argv)
+    if args.here:
+        torch.set_num_threads(args.threads)
+        return print(json.dumps(part(args.parts[0], args)))
+    print(f"{platform.machine()}, {args.threads} thread(s), {pick_device(args.device)}; torch {torch.__version__}, "
+          f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    found = {}
+    for name in args.parts:
+        for allocator in args.allocators:
+            print(f"\n{name}, size {args.size}, {allocator} allocator ...", flush=True)
+            given = ["--size", args.size, "--parts", name, "--rounds", args.rounds, "--pairs", args.pairs, "--threads",
+                     args.threads, "--device", args.device, "--out", args.out, "--here", *["--peers"] * args.peers]
+            done = subprocess.run([sys.executable, "-m", "nanopref.bench", *map(str, given)], stdout=subprocess.PIPE, text=True,
+                                  cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(args.threads),
+                                                 **(TUNED if allocator == "tuned" else {})})
+            if done.returncode:
+                sys.exit(done.returncode)
+            rows = json.loads(done.stdout.splitlines()[-1])
+            found[f"{name} {allocator}"] = rows
+            print("\n".join(table(rows)))
+    path = Path(args.out) / "bench" / f"{args.size}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nall figures: {path}")
+
+
+def part(name: str, args) -> list[dict]:
+    """The rows of one part's table."""
+    if name == "steps":
+        from .steps import measure
+        return measure(args.size, args.pairs, args.rounds, args.peers, pick_device(args.device))
+    if name == "memory":
+        from .memory import measure
+        return measure(args.peers)
+    if name == "sampling":
+        from .sampling import run
+        return run(args.size, args.rounds, pick_device(args.device))
+    from .start import measure
+    return measure(args.size, args.rounds, args.peers, Path(args.out) / "bench")
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Rows of equal keys, right-aligned under them."""
+    cells = [list(rows[0]), *[[str(value) for value in row.values()] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths)))
+            for line in cells]
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,111 @@
+"""Our own ladder: a DPO step in the plain way, and what each idea adds, up to the step of train_po.py."""
+import copy
+import statistics
+from dataclasses import replace
+
+import torch
+
+import train_po
+from ..batch import at_least_float32, collate, sequence_logps
+from ..config import RunConfig
+from ..losses import Seq, dpo, reduce
+from ..training import Forward, new_optimizer
+from .setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
+
+LR = 1e-5
+
+
+def padded_logps(model, examples) -> torch.Tensor:
+    """The plain way: one right-padded row per response, the prompt repeated, a causal mask, logits everywhere, shift by
+    one. (R,) nats summed."""
+    rows = [(e.prompt, response) for e in examples for response in e.responses]
+    T = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.zeros(len(rows), T, dtype=torch.long)
+    is_response = torch.zeros(len(rows), T, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(rows):
+        ids[i, :len(prompt) + len(response)] = torch.tensor(prompt + response)
+        is_response[i, len(prompt):len(prompt) + len(response)] = True
+    device = next(model.parameters()).device
+    ids, is_response = ids.to(device), is_response.to(device)
+    logps = at_least_float32(model.logits(model(ids))).log_softmax(-1)          # (R, T, V): position t predicts t + 1
+    logps = logps[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]                  # (R, T - 1)
+    return (logps * is_response[:, 1:]).sum(-1)
+
+
+def packed_logps(model, examples) -> torch.Tensor:
+    """Packed rows without padding, but a response an example, so the prompt twice, and logits everywhere. (R,)"""
+    batch = collate(alone(examples)).to(next(model.parameters()).device)
+    logits = model.logits(model(batch.input_ids, batch.position_ids, batch.attn_mask())).flatten(0, 1)
+    logps = at_least_float32(logits).log_softmax(-1)[batch.predictor, batch.target]
+    return logps.new_zeros(len(batch.lengths)).index_add(0, batch.response, logps)
+
+
+def response_only_logps(model, examples) -> torch.Tensor:
+    """The same with the head at response tokens only. (R,)"""
+    return sequence_logps(model, collate(alone(examples)).to(next(model.parameters()).device))
+
+
+def alone(examples) -> list:
+    """Every response as an example of its own."""
+    return [replace(e, responses=[response], roles=[role], ref_logps=None)
+            for e in examples for response, role in zip(e.responses, e.roles)]
+
+
+def plain_step(forward, optimizer, examples, autocast, reference=None) -> float:
+    """A DPO step by one of the functions above; with `reference`, a second model, its log-probs are computed as well."""
+    with autocast:
+        logps = forward(examples).view(-1, 2)
+    ref_logps = logps.new_tensor([e.ref_logps for e in examples])
+    if reference is not None:
+        with autocast, torch.no_grad():
+            ref_logps = reference(examples).view(-1, 2)
+    chosen, rejected = (Seq(logps[:, k], ref_logps[:, k], torch.ones_like(logps[:, k])) for k in (0, 1))
+    loss = reduce(dpo(chosen, rejected))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
+    """The ladder on n pairs a round, and TRL: a row each. "of matmul": operations executed a second, over those of a
+    large matrix product here. tokens: of prompts and responses, a prompt once a pair, without padding."""
+    model, batch = model_of(size, device), SIZES[size][1]["batch"]
+    examples = with_reference(model, pairs_of(size, n))
+    chunks = [examples[i:i + batch] for i in range(0, n, batch)]
+    config = RunConfig(loss="dpo", device=device.type)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+    def contender(step, logps_of=None, compiled=False):
+        """A pass over the pairs, on a policy and an optimiser of its own."""
+        policy = copy.deepcopy(model).train()
+        forward = Forward(logps_of or sequence_logps, torch.compile(policy, dynamic=True) if compiled else policy)
+        optimizer = new_optimizer(policy, LR)
+        return lambda: [step(forward, optimizer, chunk) for chunk in chunks]
+
+    plain = lambda logps_of, reference=None: contender(
+        lambda *given: plain_step(*given, autocast, reference and Forward(logps_of, reference)), logps_of)
+    ours = lambda *given: train_po.step(config, *given, autocast)
+    contenders = {"naive: padded rows, two models": plain(padded_logps, copy.deepcopy(model)),
+                  "+ cached reference": plain(padded_logps), "+ no padding": plain(packed_logps),
+                  "+ response-only head": plain(response_only_logps), "+ shared prompt (train_po.py)": contender(ours),
+                  "+ compile": contender(ours, compiled=True)}
+    counted = {name: flops(run) for name, run in contenders.items() if name != "+ compile"}
+    counted["+ compile"] = counted["+ shared prompt (train_po.py)"]  # the same products
+    if peers:
+        from .peers import trl_steps
+        contenders |= {f"TRL, {name}": trl_steps(model, examples, batch, name == "best", LR) for name in ("best", "default")}
+    precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    contenders["a large product"], per_product = product(device, precision)
+    seconds = interleaved(contenders, rounds)
+    rate = per_product / statistics.median(seconds.pop("a large product"))
+    n_tokens, rows = sum(e.n_tokens for e in examples), []
+    for name, times in seconds.items():
+        against = {f"x {other}": ratio(seconds[other], times) for other in ("naive", "TRL, best", "TRL, default")
+                   for other in [next((full for full in seconds if full.startswith(other)), None)] if other}
+        rows.append({"step": name, "pairs/s": spread([n / t for t in times], 2),
+                     "tokens/s": f"{n_tokens / statistics.median(times):,.0f}",
+                     "of matmul": f"{counted[name] / statistics.median(times) / rate:.0%}" if name in counted else "-",
+                     **{column.split(":")[0]: value for column, value in against.items()}})
+    return rows

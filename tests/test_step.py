@@ -1,0 +1,70 @@
+"""The step of train_po.py: when it waits for the device, and that torch.compile changes nothing."""
+import contextlib
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+import train_po
+from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, score, sequence_logps
+from nanopref.bench.setting import flops
+from nanopref.config import RunConfig
+from nanopref.losses import LOSSES
+from nanopref.training import Forward, new_forward, new_optimizer
+
+from test_batch import random_examples
+
+PLAIN = contextlib.nullcontext()
+
+
+def chunk_for(loss, model):
+    roles = {"kl": MISMATCHED, "w": CHOSEN, "l": REJECTED}
+    wanted = [roles[name] for name in LOSSES[loss].inputs]
+    examples = [replace(e, roles=wanted) for e in random_examples([len(wanted)] * 6)]
+    return [replace(e, ref_logps=ref) for e, ref in zip(examples, score(model, examples))]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "cpo", "sft"])
+def test_the_device_is_waited_for_only_after_the_optimiser(tiny_model, loss):
+    """On the meta device nothing has a value, so whoever asks for one fails: the first to ask must be the log, at the
+    end. On a GPU each such question would hold up the queue."""
+    model = tiny_model().float()
+    chunk = chunk_for(loss, model)
+    forward = Forward(sequence_logps, model.to("meta"))
+    optimizer, stepped = new_optimizer(forward, 1e-3), []
+    optimizer.register_step_post_hook(lambda *given: stepped.append(True))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        train_po.step(RunConfig(loss=loss, accumulate=2, batch_size=6), forward, optimizer, chunk, PLAIN)
+    assert stepped == [True]
+
+
+@pytest.mark.parametrize("logits", [2 ** 24, 500], ids=["whole logits", "chunks"])
+def test_compiled_steps_are_the_same_steps(tiny_model, monkeypatch, logits):
+    """What torch.compile traces, run as it stands: a compiler would take half a minute here. One trace must do for
+    batches of all shapes, however many chunks their logits are made in."""
+    monkeypatch.setattr("nanopref.batch.LOGITS", logits)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    rows = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for compiled in (False, True):
+        model = tiny_model()
+        examples = chunk_for("dpo", model)
+        config = RunConfig(loss="dpo", compile=compiled)
+        forward = new_forward(sequence_logps, model, config, steps=4)
+        optimizer = new_optimizer(model, 1e-3)
+        rows.append([train_po.step(config, forward, optimizer, chunk, PLAIN)
+                     for chunk in (examples, examples[:4], examples[2:5], examples[1:])])
+    for one, other in zip(*rows):
+        assert one == pytest.approx(other, rel=1e-9)  # float64
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # the first batch may be one row, the others more
+
+
+def test_flops_counts_the_products_of_forward_and_backward(tiny_model):
+    """By hand for one linear layer and for attention: forward 2 n k m; backward twice that."""
+    x, w = torch.randn(5, 3), torch.randn(7, 3, requires_grad=True)
+    assert flops(lambda: x @ w.T) == 2 * 5 * 3 * 7
+    assert flops(lambda: (x @ w.T).sum().backward()) == 2 * 2 * 5 * 3 * 7  # x needs no gradient
+    q = torch.randn(1, 2, 5, 4)
+    assert flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 5 * 5 * 4)
