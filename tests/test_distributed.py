@@ -151,6 +151,7 @@ def test_shared_work_comes_back_in_order(rank, monkeypatch):
 
 
 def test_a_device_without_an_engine_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="mps cannot be shared by 2 processes: add --device cpu"):
         distributed.start(torch.device("mps"))

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+import nanopref.sample
 from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
 from nanopref.sample import choose, generate
@@ -108,10 +109,65 @@ def test_ties_and_impossible_tokens():
     assert set(choose(blocked, 1, 1, generator).tolist()) == {1, 3}
 
 
+def by_sorting(logits, temperature, top_p, generator):
+    """`choose` as its docstring says it: the whole vocabulary sorted."""
+    probs, tokens = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+    cdf = probs.cumsum(-1)
+    is_kept = cdf - probs < top_p
+    u = torch.rand(len(probs), 1, generator=generator) * cdf.where(is_kept, 0).amax(-1, keepdim=True)
+    return tokens.gather(1, torch.searchsorted(cdf, u))[:, 0]
+
+
+@pytest.mark.parametrize("vocab", [13, 64, 65, 700])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.95, 0.9999])
+def test_the_likeliest_tokens_are_enough(vocab, top_p):
+    """Peaked rows, whose set is among the likeliest, beside flat ones, whose set is not: the draws of a sort, exactly.
+    With logits in bfloat16 many tokens are equal and may stand in any order: then it is the probabilities drawn."""
+    logits = torch.randn(400, vocab, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1.2, 400)[:, None]
+    mass = (logits / 0.7).softmax(-1).topk(min(64, vocab))[0].sum(-1)
+    assert vocab < 700 or top_p != 0.95 or 100 < (mass < top_p).sum() < 300  # both kinds occur
+    for logits in (logits, logits.bfloat16().float()):
+        drawn, expected = (f(logits, 0.7, top_p, torch.Generator().manual_seed(1)) for f in (choose, by_sorting))
+        assert torch.equal(logits.gather(1, drawn[:, None]), logits.gather(1, expected[:, None]))
+        is_one_of_many = (logits == logits.gather(1, drawn[:, None])).sum(-1) > 1
+        assert torch.equal(drawn[~is_one_of_many], expected[~is_one_of_many])
+
+
+@pytest.mark.parametrize("top_p", [0.7, 1])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(top_p, monkeypatch):
+    """torch.rand gives 0 once in 2^24 draws, and nothing above 1 - 2^-24: too rare for a test that waits for them."""
+    logits = torch.tensor([[-math.inf, 2, 0, -math.inf]])
+    for u, token in ((0, 1), (1 - 2 ** -24, 1 if top_p == 0.7 else 2)):
+        monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, u))
+        assert choose(logits, 1, top_p, None).tolist() == [token]
+
+
+@pytest.mark.parametrize("temperature, top_p", [(0, 1), (1.5, 0.9), (1.5, 1)])
+def test_samples_are_those_of_the_prompt_repeated(model, temperature, top_p, monkeypatch):
+    """Draw for draw, also where a batch ends between two samples of a prompt; float64, so that the smaller batch of the
+    prompts cannot flip a draw. No batch holds more cached tokens than allowed, and a prompt is computed once."""
+    asked, computed, cached = prompts(12), [], []
+    monkeypatch.setattr(nanopref.sample, "CACHED_TOKENS", 250)  # some eight rows, so that batches end between samples
+    options = dict(eos_id=EOS, pad_id=PAD, max_new_tokens=20, temperature=temperature, top_p=top_p)
+    repeated = generate(model, [prompt for prompt in asked for _ in range(3)], **options)
+
+    def see(module, args):
+        cached.extend(keys.shape[0] * keys.shape[2] for keys, _ in args[3].buffers.values())
+        if args[3].length == 0:
+            computed.append(len(args[0]))
+
+    hook = model.register_forward_pre_hook(see)
+    answers = generate(model, asked, samples=3, **options)
+    hook.remove()
+    assert answers == [repeated[i:i + 3] for i in range(0, 36, 3)]
+    assert max(cached) <= 250 and len(asked) <= sum(computed) < len(asked) + len(computed)  # twice where split
+    assert generate(model, asked, samples=1, **options) == [[answer] for answer in generate(model, asked, **options)]
+
+
 @pytest.mark.parametrize("changes, message", [({"prompts": [[2], []]}, "prompt 1 has 0 tokens"),
                                               ({"prompts": [[2] * 40]}, "prompt 0 has 40 tokens"),
                                               ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"),
-                                              ({"top_p": 1.1}, "top_p")])
+                                              ({"top_p": 1.1}, "top_p"), ({"samples": 0}, "samples")])
 def test_impossible_requests_are_refused(model, changes, message):
     with pytest.raises(UserError, match=message):
         generate(model, **{"prompts": [[2]], "eos_id": EOS, "pad_id": PAD, **changes})
