@@ -161,7 +161,11 @@ class ChunkedLogps(torch.autograd.Function):
             d_logits.mul_(-d_logps[part, None]).scatter_add_(1, target[part, None], d_logps[part, None])
             d_logits = d_logits.to(hidden.dtype)
             d_hidden[part] = d_logits @ weight
-            d_head += d_logits.T @ hidden[part]
+            if d_head.dtype == hidden.dtype:
+                d_head.addmm_(d_logits.T, hidden[part])  # += without a copy of the size of the head
+            else:
+                d_head += d_logits.T @ hidden[part]
+            del d_logits  # or it would still be there while the next chunk is made
         return d_hidden, d_head, None
 
 

@@ -81,7 +81,7 @@ def part(name: str, args) -> list[dict]:
         from .sampling import run
         return run(args.size, args.rounds, pick_device(args.device))
     from .start import measure
-    return measure(args.size, args.rounds, args.peers, Path(args.out) / "bench")
+    return measure(args.rounds, args.peers)
 
 
 def table(rows: list[dict]) -> list[str]:

@@ -83,7 +83,7 @@ def figure(found, best, out) -> None:
             ax.plot([x] * len(y), y, "o", color=colour, ms=5, alpha=0.7, label=label)
         ax.axhline(0.5, color="0.8", lw=1, zorder=0)
         ax.axhline(best[split], color="black", lw=1, ls="--")
-        ax.text(-1.3, best[split] - 0.012, "best possible", fontsize=8, va="top")
+        ax.text(0, best[split] - 0.012, "best possible", fontsize=8, va="top")
         ax.set_xticks([-1, *places.values()], ["untrained", *map(str, places)])
         ax.set(xlabel="pairs per step", title=f"{split}: a dot is a seed")
     axes[0].set_ylabel("expected accuracy")
