@@ -19,9 +19,6 @@ def choose(logits, temperature, top_p, generator):
     probs = (logits.float() / temperature).softmax(-1)
     # Inverse CDF: one random number per row, where torch.multinomial draws one per token of the vocabulary.
     u = torch.rand(len(probs), 1, generator=generator, device=probs.device)
-    if top_p == 1:
-        cdf = probs.cumsum(-1)
-        return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0]  # right: u = 0 draws no impossible token
     likeliest, tokens = probs.topk(min(LIKELIEST, probs.shape[-1]))
     drawn = _from_set(likeliest, tokens, top_p, u)
     is_flat = likeliest[:, :-1].sum(-1) < top_p  # without the last: if that one is in the set, others behind it may be

@@ -260,3 +260,53 @@ def test_a_whole_run_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(growth, "SHIPPED_BASE", "no/such/folder/anywhere")
     with pytest.raises(UserError, match="--rows 5 failed.*no such folder"):
         growth.whole_runs([5], threads=1)
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+def test_the_ladder_has_a_row_for_every_way_and_its_ratios_are_of_seconds(monkeypatch):
+    """With a clock that adds a second more at every contender: the ratios then are whole numbers known beforehand."""
+    import functools
+
+    from nanopref.bench import steps
+    usual = dict(batch=2, prompt=(3, 9), response=(4, 2, 8))
+    monkeypatch.setitem(setting.SIZES, "S", (TINY, usual))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def clocked(contenders, rounds):
+        for run in contenders.values():
+            run()
+        return {name: [1.0 + k] * rounds for k, name in enumerate(contenders)}
+
+    monkeypatch.setattr(steps, "interleaved", clocked)
+    rows = steps.measure("S", 4, 2, False, CPU)
+    assert [row["step"].split(":")[0] for row in rows] == [
+        "naive", "+ cached reference", "+ no padding", "+ response-only head", "+ shared prompt (train_po.py)", "+ compile"]
+    assert rows[4]["pairs/s"] == "0.80 [0.80, 0.80]" and rows[4]["x naive"] == "0.20 [0.20, 0.20]"
+
+
+def test_all_ways_train_alike():
+    """A step of each, from the same weights on the same pairs, moves them to the same place but for rounding: AdamW's
+    first step is lr times the gradient's sign, so that only entries near 0 may differ."""
+    import contextlib
+    import copy
+
+    import train_po
+    from nanopref.bench import steps
+    from nanopref.training import Forward, new_optimizer
+    from nanopref.config import RunConfig
+    model = setting.model_of("S", **TINY)
+    examples = setting.with_reference(model, memory.pairs(3, 5, 7, 64))
+    moved, nothing = [], contextlib.nullcontext()
+    for logps_of in (steps.padded_logps, steps.packed_logps, steps.response_only_logps, None):
+        policy = copy.deepcopy(model)
+        forward = Forward(logps_of or steps.sequence_logps, policy)
+        optimizer = new_optimizer(policy, 1e-3)
+        if logps_of:
+            steps.plain_step(forward, optimizer, examples, nothing)
+        else:
+            train_po.step(RunConfig(loss="dpo"), forward, optimizer, examples, nothing)
+        moved.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    for weights in moved[1:]:
+        assert (weights - moved[0]).norm() < 0.02 * (moved[0] - start).norm()

@@ -86,11 +86,10 @@ def summary(found, ns: tuple) -> dict:
 def draw(start: Path, prompts: list, N: int, seed: int) -> list[tuple]:
     """N answers of the model folder `start` to each prompt in turn: [(prompt, ids), ...]."""
     model, tokenizer = load_model(start)
-    asked = [prompt for prompt in prompts for _ in range(N)]
-    ids = generate(model.eval(), [encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in asked],
-                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0,
-                   top_p=1.0, seed=seed, progress=True)
-    return list(zip(asked, map(tuple, ids)))
+    asked = [encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    answers = generate(model.eval(), asked, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, samples=N,
+                       max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, top_p=1.0, seed=seed, progress=True)
+    return [(prompt, tuple(ids)) for prompt, several in zip(prompts, answers) for ids in several]
 
 
 def learned_rewards(folder: Path, samples: list, N: int) -> torch.Tensor:
