@@ -19,7 +19,14 @@ SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--r
             for name in ("accuracy", "options", "overfit", "pluralism", "real_data")},
          "nanopref.findings.two_by_two": ["--seeds", "1", "--rows", "64", "--prompts", "6"],
          "nanopref.findings.best_of_n": ["--seeds", "1", "--rows", "64", "--prompts", "4", "--samples", "8"],
+         "nanopref.bench": ["--rounds", "1", "--parts", "start"], "nanopref.bench.growth": ["--quick"],
          "nanopref.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
+# A finding judges every model on 1,000 pairs a split: here on 64.
+FEWER = """import runpy, sys
+from nanopref.findings import common
+common.N_TEST = 64
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)"""
 HH, SMOLLM2 = "hh-rlhf-harmless-base-test.jsonl.gz", "SmolLM2-135M-Instruct"
 
 
@@ -51,6 +58,8 @@ def test_command_runs(command, shared_runs):
     small = next((small for script, small in SMALL.items() if script in words), None)
     if small and "--help" not in words:
         words += [*small, "--out", str(shared_runs)]
+    if "nanopref.findings." in command:
+        words[1:2] = ["-c", FEWER]
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
 
