@@ -281,7 +281,8 @@ def test_the_ladder_has_a_row_for_every_way_and_its_ratios_are_of_seconds(monkey
     monkeypatch.setattr(steps, "interleaved", clocked)
     rows = steps.measure("S", 4, 2, False, CPU)
     assert [row["step"].split(":")[0] for row in rows] == [
-        "naive", "+ cached reference", "+ no padding", "+ response-only head", "+ shared prompt (train_po.py)", "+ compile"]
+        "naive", "+ cached reference", "+ no padding", "+ response-only head", "+ shared prompt (train_po.py)",
+        "+ compile"]
     assert rows[4]["pairs/s"] == "0.80 [0.80, 0.80]" and rows[4]["x naive"] == "0.20 [0.20, 0.20]"
 
 

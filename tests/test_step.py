@@ -58,7 +58,8 @@ def test_compiled_steps_are_the_same_steps(tiny_model, monkeypatch, logits):
                      for chunk in (examples, examples[:4], examples[2:5], examples[1:])])
     for one, other in zip(*rows):
         assert one == pytest.approx(other, rel=1e-9)  # float64
-    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # the first batch may be one row, the others more
+    # The first batch may be a single row, and the others more.
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 def test_flops_counts_the_products_of_forward_and_backward(tiny_model):

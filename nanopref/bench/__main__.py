@@ -6,10 +6,15 @@
     python -m nanopref.bench --parts memory start   # only these
     python -m nanopref.bench.growth                 # the figure: how cost grows
 
-All contenders of a part run in one process, one thread, round by round (A, B, A, B ...), on the same weights, pairs, batch and
-optimiser: float32 on a CPU, bf16 autocast on CUDA. A figure is the median over rounds, in brackets the least and the most;
-ratios are medians of the ratios within a round. "Tuned" is the C library's allocator told to keep freed memory
-(MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2^40, Linux): it helps whoever allocates much.
+The contenders of a part run round by round (A, B, A, B ...), one thread, on the same weights, pairs and batch: float32
+on a CPU, bf16 autocast on CUDA. A figure is the median over rounds, in brackets the least and the most; ratios are
+medians of the ratios within a round. "Tuned" is the C library's allocator told to keep freed memory (Linux: MALLOC_MMAP_MAX_=0,
+MALLOC_TRIM_THRESHOLD_=2^40): it helps whoever allocates much.
+
+    steps     a DPO step: the plain way, five improvements of it one on another, TRL as it comes and at its best
+    memory    what a step takes above weights and gradients at a vocabulary of 49,152
+    sampling  tokens a second, beside transformers' generate wherever transformers is installed
+    start     from the start of the process to the first finished step
 """
 import argparse
 import json
@@ -18,11 +23,14 @@ import platform
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from ..config import ROOT, Parser, exit_on_user_error, pick_device
+from ..errors import UserError
+from ..seeds import positive
 
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40)}
 PARTS = ("steps", "memory", "sampling", "start")
@@ -33,13 +41,13 @@ def main(argv=None) -> None:
     from .setting import SIZES
     p = Parser(prog="nanopref.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", choices=SIZES, default="S", help="model and lengths (default: S)")
-    p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS) + " (default: all)")
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="(default: all four)")
     p.add_argument("--peers", action="store_true", help="TRL and transformers as well")
-    p.add_argument("--rounds", type=int, default=5, metavar="N", help="counted rounds (default: 5)")
-    p.add_argument("--pairs", type=int, default=48, metavar="N", help="pairs a round, 8 a step (default: 48)")
+    p.add_argument("--rounds", type=positive, default=5, metavar="N", help="counted rounds (default: 5)")
+    p.add_argument("--pairs", type=positive, default=48, metavar="N", help="pairs a round, 8 a step (default: 48)")
     p.add_argument("--allocators", nargs="+", choices=("default", "tuned"), default=("default",), metavar="NAME",
                    help="default, tuned: of the C library (default: default)")
-    p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    p.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")
     p.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if there is one)")
     p.add_argument("--out", default="runs", metavar="DIR", help="figures go to DIR/bench (default: runs)")
     p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
@@ -48,25 +56,33 @@ def main(argv=None) -> None:
         torch.set_num_threads(args.threads)
         return print(json.dumps(part(args.parts[0], args)))
     print(f"{platform.machine()}, {args.threads} thread(s), {pick_device(args.device)}; torch {torch.__version__}, "
-          f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
-    found = {}
+          f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}" + peers_versions() * args.peers)
+    path = Path(args.out) / "bench" / f"{args.size}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}  # other parts, measured before
     for name in args.parts:
         for allocator in args.allocators:
             print(f"\n{name}, size {args.size}, {allocator} allocator ...", flush=True)
             given = ["--size", args.size, "--parts", name, "--rounds", args.rounds, "--pairs", args.pairs, "--threads",
                      args.threads, "--device", args.device, "--out", args.out, "--here", *["--peers"] * args.peers]
-            done = subprocess.run([sys.executable, "-m", "nanopref.bench", *map(str, given)], stdout=subprocess.PIPE, text=True,
-                                  cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(args.threads),
-                                                 **(TUNED if allocator == "tuned" else {})})
+            environment = {"OMP_NUM_THREADS": str(args.threads), **(TUNED if allocator == "tuned" else {})}
+            done = subprocess.run([sys.executable, "-m", "nanopref.bench", *map(str, given)], stdout=subprocess.PIPE,
+                                  text=True, cwd=ROOT, env={**os.environ, **environment})
             if done.returncode:
                 sys.exit(done.returncode)
             rows = json.loads(done.stdout.splitlines()[-1])
             found[f"{name} {allocator}"] = rows
             print("\n".join(table(rows)))
-    path = Path(args.out) / "bench" / f"{args.size}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nall figures: {path}")
+
+
+def peers_versions() -> str:
+    """The versions of TRL and transformers. UserError if one is not there."""
+    try:
+        return "".join(f", {name} {metadata.version(name)}" for name in ("trl", "transformers"))
+    except metadata.PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install trl, or leave out --peers") from None
 
 
 def part(name: str, args) -> list[dict]:

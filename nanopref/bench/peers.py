@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a contender: the same weights, pairs, batch and optimiser. Needs `pip install trl` (see the README)."""
+"""TRL's DPOTrainer as a contender: the same weights, pairs, batch and optimiser. Needs `pip install trl`."""
 import tempfile
 
 import torch
@@ -27,30 +27,34 @@ def transformers_model(model):
     """transformers' own model with the weights of ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
     raw = config_to_json(model.config)
-    kept = {k: v for k, v in raw.items() if k not in ("architectures", "model_type", "num_labels", "groups", "length_rule")}
+    ours = ("architectures", "model_type", "num_labels", "groups", "length_rule")
+    kept = {k: v for k, v in raw.items() if k not in ours}
     theirs = LlamaForCausalLM(LlamaConfig(**kept)).to(next(model.parameters()).device)
-    theirs.load_state_dict(model.state_dict(), strict=not model.config.tie_word_embeddings)  # a tied head has no name of ours
+    theirs.load_state_dict(model.state_dict(), strict=not model.config.tie_word_embeddings)  # ours has no tied lm_head
     return theirs
 
 
 def trl_steps(model, examples, batch: int, best: bool, lr: float):
     """A function that trains one pass over `examples` with TRL, `batch` pairs a step.
 
-    Default: what DPOConfig gives, so with a reference model beside the policy and gradient checkpointing; only precision
-    is made ours. Best: reference log-probs computed beforehand, no checkpointing, and batches of pairs of like length,
-    all pairs sorted (finer than its `group_by_length`). Its loader, callbacks and logging are left out: only its
-    collator, its training_step, clipping and the optimiser count."""
+    Default: what DPOConfig gives, so with a reference model beside the policy and gradient checkpointing; only
+    precision is made ours. Best: reference log-probs computed beforehand, no checkpointing, and batches of pairs of
+    like length, all pairs sorted (finer than its `group_by_length`). Its loader, callbacks and logging are left out:
+    only its collator, its training_step, clipping and the optimiser count."""
     try:
         from datasets import Dataset
         from transformers.utils import logging
         from trl import DPOConfig, DPOTrainer
     except ImportError as error:
-        raise UserError(f"TRL is not installed ({error.name} is missing): pip install trl, or leave out --peers") from None
+        raise UserError(f"TRL is not installed ({error.name} is missing): pip install trl, or leave out "
+                        "--peers") from None
     logging.disable_progress_bar()
     device = next(model.parameters()).device
     rows = [{"prompt": words(e.prompt), "chosen": " " + words(e.responses[0]), "rejected": " " + words(e.responses[1])}
             for e in examples]
-    settings = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=batch, gradient_checkpointing=False) if best else {}
+    settings = {}
+    if best:
+        settings = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=batch, gradient_checkpointing=False)
     with tempfile.TemporaryDirectory() as folder:
         theirs = transformers_model(model)
         theirs.save_pretrained(folder)

@@ -15,19 +15,21 @@ from ..model import Config, Transformer
 # name -> architecture, pairs a step, lengths in tokens: a prompt's (least, most), a response's (median, least, most).
 USUAL = dict(batch=8, prompt=(20, 120), response=(50, 10, 200))
 SIZES = {
-    "S": (dict(vocab_size=4096, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4), USUAL),
+    "S": (dict(vocab_size=4096, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4),
+          USUAL),
     "M": (dict(vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
                num_key_value_heads=2), USUAL),
-    "124M": (dict(vocab_size=50304, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
-                  tie_word_embeddings=True), dict(batch=8, prompt=(200, 400), response=(300, 100, 600)))}
+    "124M": (dict(vocab_size=50304, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+                  num_attention_heads=12, tie_word_embeddings=True),
+             dict(batch=8, prompt=(200, 400), response=(300, 100, 600)))}
 EOS, PAD = 1, 0  # token ids; texts use those from 3 on
 
 
 def model_of(size: str, device="cpu", **changes) -> Transformer:
     """The model of SIZES[size] with random weights, the same every time."""
     torch.manual_seed(0)
-    return Transformer(Config(**{"max_position_embeddings": 2048, "eos_token_id": EOS, "pad_token_id": PAD, "bos_token_id": 2,
-                                 **SIZES[size][0], **changes})).to(device)
+    return Transformer(Config(**{"max_position_embeddings": 2048, "eos_token_id": EOS, "pad_token_id": PAD,
+                                 "bos_token_id": 2, **SIZES[size][0], **changes})).to(device)
 
 
 def pairs_of(size: str, n: int, seed=0) -> list[Example]:
@@ -41,7 +43,7 @@ def pairs_of(size: str, n: int, seed=0) -> list[Example]:
 
 def with_reference(model, examples) -> list[Example]:
     """The examples with the model's own log-probs as the reference's: the step then starts where training does. (With
-    numbers made up, margins of hundreds of nats make gradients that a CPU multiplies ten times more slowly, denormal.)"""
+    numbers made up, margins of hundreds of nats make gradients so small, denormal, that a CPU is ten times slower.)"""
     return [replace(e, ref_logps=logps) for e, logps in zip(examples, score(model, examples))]
 
 
@@ -63,7 +65,7 @@ def interleaved(contenders: dict, rounds: int, before=lambda: None) -> dict:
 
 def flops(run) -> int:
     """Floating-point operations that run() executes in matrix products, attention included (masked parts of a score
-    matrix too, as they are computed); the backward pass if there is one. By the operations dispatched, not by formula."""
+    matrix too, as they are computed); the backward pass if there is one. By what is dispatched, not by formula."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # so attention is plain products
         run()
     return counter.get_total_flops()
@@ -83,5 +85,5 @@ def spread(values, digits=2) -> str:
 
 
 def ratio(theirs, ours) -> str:
-    """How many times faster: the median over rounds of seconds of theirs / seconds of ours, with the least and the most."""
+    """How many times faster: the median over rounds of their seconds / ours, with the least and the most."""
     return spread([a / b for a, b in zip(theirs, ours)])

@@ -52,7 +52,7 @@ def alone(examples) -> list:
 
 
 def plain_step(forward, optimizer, examples, autocast, reference=None) -> float:
-    """A DPO step by one of the functions above; with `reference`, a second model, its log-probs are computed as well."""
+    """A DPO step by one of the functions above; with `reference`, a second model, its log-probs are computed, too."""
     with autocast:
         logps = forward(examples).view(-1, 2)
     ref_logps = logps.new_tensor([e.ref_logps for e in examples])
@@ -95,7 +95,8 @@ def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     counted["+ compile"] = counted["+ shared prompt (train_po.py)"]  # the same products
     if peers:
         from .peers import trl_steps
-        contenders |= {f"TRL, {name}": trl_steps(model, examples, batch, name == "best", LR) for name in ("best", "default")}
+        contenders |= {f"TRL, {name}": trl_steps(model, examples, batch, name == "best", LR)
+                       for name in ("best", "default")}
     precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
     contenders["a large product"], per_product = product(device, precision)
     seconds = interleaved(contenders, rounds)
