@@ -93,7 +93,7 @@ def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, a
     optimizer = new_optimizer(policy, config.lr)
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
-    forward = new_forward(sequence_logps, policy, config, steps)
+    forward = new_forward(sequence_logps, policy, config)
     checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config, steps)
 

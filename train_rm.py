@@ -94,7 +94,7 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, au
     """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
     steps = len(examples) // config.batch_size * config.epochs
     optimizer = new_optimizer(model, config.lr)
-    forward = new_forward(rewards, model, config, steps)
+    forward = new_forward(rewards, model, config)
     checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
     first, tokens = checkpoints.restore(config, steps)
 

@@ -59,6 +59,9 @@ class Batch:
     response: torch.Tensor      # (N,) which of the R responses the token belongs to
     last: torch.Tensor          # (R,) where in the flattened (B*T) the response ends
     roles: torch.Tensor         # (R,)
+    chosen: torch.Tensor        # (B_w,) which of the R responses have this role
+    rejected: torch.Tensor      # (B_l,) the same
+    mismatched: torch.Tensor    # (B_kl,) the same
     lengths: torch.Tensor       # (R,) tokens
     ref_logps: torch.Tensor     # (R,) nats, or NaN where no reference was computed
     scores: torch.Tensor        # (R,) points, or NaN where the data has none
@@ -66,11 +69,10 @@ class Batch:
     n_examples: int
 
     def to(self, device):
-        """The same batch on `device`. But `roles` stay on the CPU: which rows they pick must be known here, and asking a
-        GPU would wait until it has done all its work. For the same reason a copy to a GPU is from pinned memory."""
+        """The same batch on `device`; to a GPU from pinned memory, which it fetches by itself while the CPU goes on."""
         pin = torch.device(device).type == "cuda"
         moved = {k: (v.pin_memory() if pin else v).to(device, non_blocking=pin)
-                 for k, v in vars(self).items() if torch.is_tensor(v) and k != "roles"}
+                 for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
 
     def attn_mask(self):
@@ -118,12 +120,14 @@ def collate(examples) -> Batch:
             start = at
     responses = [response for e in examples for response in e.responses]
     lengths = [len(response) for response in responses]
+    roles = torch.tensor([role for e in examples for role in e.roles])
+    chosen, rejected, mismatched = ((roles == role).nonzero().flatten() for role in (CHOSEN, REJECTED, MISMATCHED))
     flat = lambda name: torch.tensor([x for e in examples for x in getattr(e, name) or [float("nan")] * len(e.responses)])
     return Batch(*map(torch.as_tensor, (ids, positions, example, segments)),
                  predictor=torch.as_tensor(np.concatenate(predictor)),
                  target=torch.as_tensor(np.concatenate(responses)),
                  response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-                 last=torch.as_tensor(last), roles=torch.tensor([role for e in examples for role in e.roles]),
+                 last=torch.as_tensor(last), roles=roles, chosen=chosen, rejected=rejected, mismatched=mismatched,
                  lengths=torch.tensor(lengths), ref_logps=flat("ref_logps"), scores=flat("scores"),
                  group=torch.tensor([e.group for e in examples for _ in e.responses]), n_examples=len(examples))
 
@@ -162,7 +166,7 @@ class ChunkedLogps(torch.autograd.Function):
             d_logits = d_logits.to(hidden.dtype)
             d_hidden[part] = d_logits @ weight
             if d_head.dtype == hidden.dtype:
-                d_head.addmm_(d_logits.T, hidden[part])  # += without a copy of the size of the head
+                torch.addmm(d_head, d_logits.T, hidden[part], out=d_head)  # += without a copy of the head's size
             else:
                 d_head += d_logits.T @ hidden[part]
             del d_logits  # or it would still be there while the next chunk is made
@@ -192,7 +196,7 @@ def sequence_logps(model, batch: Batch) -> torch.Tensor:
 
 def by_role(batch: Batch, logps: torch.Tensor) -> tuple[Seq, Seq, Seq]:
     """The chosen, rejected and mismatched responses of a batch as what the losses take; a role may be empty."""
-    picked = [(batch.roles == role).nonzero().flatten().to(logps.device) for role in (CHOSEN, REJECTED, MISMATCHED)]
+    picked = batch.chosen, batch.rejected, batch.mismatched  # made by collate: to look now would make a GPU wait
     ref_logps = batch.ref_logps.to(logps.dtype)
     return tuple(Seq(logps[i], ref_logps[i], batch.lengths[i]) for i in picked)
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .batch import score
 from .checkpoint import digest
-from .distributed import is_main, shared
+from .distributed import from_main, is_main, shared
 
 
 def cached_logps(start: Path, reference, examples, cache: Path, autocast, precision: str, fresh) -> list:
@@ -23,7 +23,7 @@ def cached_logps(start: Path, reference, examples, cache: Path, autocast, precis
     key = hashlib.sha256(json.dumps([digest(start), precision, ids]).encode())
     path = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
     flat = None
-    if path.exists() and not fresh:
+    if from_main(path.exists) and not fresh:  # one answer for all
         try:
             flat = load_file(path)["ref_logps"].tolist()
             print(f"reference log-probs: reusing {path}")

@@ -19,7 +19,9 @@ def choose(logits, temperature, top_p, generator):
     probs = (logits.float() / temperature).softmax(-1)
     # Inverse CDF: one random number per row, where torch.multinomial draws one per token of the vocabulary.
     u = torch.rand(len(probs), 1, generator=generator, device=probs.device)
-    likeliest, tokens = probs.topk(min(LIKELIEST, probs.shape[-1]))
+    if top_p == 1 or probs.shape[-1] <= LIKELIEST:
+        return _from_set(*probs.sort(descending=True), top_p, u)
+    likeliest, tokens = probs.topk(LIKELIEST)
     drawn = _from_set(likeliest, tokens, top_p, u)
     is_flat = likeliest[:, :-1].sum(-1) < top_p  # without the last: if that one is in the set, others behind it may be
     if is_flat.any():

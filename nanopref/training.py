@@ -10,7 +10,6 @@ from .distributed import is_main, parallel, wait
 from .errors import UserError
 
 SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
-COMPILE_FROM = 500  # steps: compiling takes about a minute, and a step then some tenths less
 
 
 class Forward(torch.nn.Module):
@@ -25,14 +24,10 @@ class Forward(torch.nn.Module):
         return self.function(self.model, batch)
 
 
-def new_forward(function, model, config, steps):
-    """The Forward of a run of `steps` steps, compiled and shared between processes where that is asked for. Only the
-    transformer is compiled, once for batches of all shapes, and only here: sampling goes on without."""
-    device = next(model.parameters()).device
-    is_wanted = config.compile
-    if is_wanted is None:
-        is_wanted = device.type == "cuda" and steps >= COMPILE_FROM
-    return parallel(Forward(function, torch.compile(model, dynamic=True) if is_wanted else model))
+def new_forward(function, model, config):
+    """The Forward of a run, compiled and shared between processes where that is asked for. Only the transformer is
+    compiled, once for batches of all shapes, and only here: sampling goes on without."""
+    return parallel(Forward(function, torch.compile(model, dynamic=True) if config.compile else model))
 
 
 def matrix_precision(config, device):

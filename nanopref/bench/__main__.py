@@ -13,7 +13,7 @@ MALLOC_TRIM_THRESHOLD_=2^40): it helps whoever allocates much.
 
     steps     a DPO step: the plain way, five improvements of it one on another, TRL as it comes and at its best
     memory    what a step takes above weights and gradients at a vocabulary of 49,152
-    sampling  tokens a second, beside transformers' generate wherever transformers is installed
+    sampling  tokens a second, beside transformers' generate
     start     from the start of the process to the first finished step
 """
 import argparse
@@ -48,7 +48,8 @@ def main(argv=None) -> None:
     p.add_argument("--allocators", nargs="+", choices=("default", "tuned"), default=("default",), metavar="NAME",
                    help="default, tuned: of the C library (default: default)")
     p.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")
-    p.add_argument("--device", default="auto", help="cpu, cuda (default: cuda if there is one)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+                   help="of steps and sampling; memory and start take CUDA where it is (default: so do these)")
     p.add_argument("--out", default="runs", metavar="DIR", help="figures go to DIR/bench (default: runs)")
     p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
     args = p.parse_args(argv)
@@ -60,20 +61,20 @@ def main(argv=None) -> None:
     path = Path(args.out) / "bench" / f"{args.size}.json"
     found = json.loads(path.read_text()) if path.exists() else {}  # other parts, measured before
     for name in args.parts:
-        for allocator in args.allocators:
-            print(f"\n{name}, size {args.size}, {allocator} allocator ...", flush=True)
+        for allocator in args.allocators if name in ("steps", "sampling") else ("default",):
+            title = f"{name}, size {args.size}, {allocator} allocator" if name in ("steps", "sampling") else name
+            print(f"\n{title} ...", flush=True)
             given = ["--size", args.size, "--parts", name, "--rounds", args.rounds, "--pairs", args.pairs, "--threads",
-                     args.threads, "--device", args.device, "--out", args.out, "--here", *["--peers"] * args.peers]
+                     args.threads, "--device", args.device, "--here", *["--peers"] * args.peers]
             environment = {"OMP_NUM_THREADS": str(args.threads), **(TUNED if allocator == "tuned" else {})}
             done = subprocess.run([sys.executable, "-m", "nanopref.bench", *map(str, given)], stdout=subprocess.PIPE,
                                   text=True, cwd=ROOT, env={**os.environ, **environment})
             if done.returncode:
                 sys.exit(done.returncode)
-            rows = json.loads(done.stdout.splitlines()[-1])
-            found[f"{name} {allocator}"] = rows
-            print("\n".join(table(rows)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+            found[title] = json.loads(done.stdout.splitlines()[-1])
+            print("\n".join(table(found[title])))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nall figures: {path}")
 
 
@@ -94,8 +95,8 @@ def part(name: str, args) -> list[dict]:
         from .memory import measure
         return measure(args.peers)
     if name == "sampling":
-        from .sampling import run
-        return run(args.size, args.rounds, pick_device(args.device))
+        from .sampling import measure
+        return measure(args.size, args.rounds, args.peers, pick_device(args.device))
     from .start import measure
     return measure(args.rounds, args.peers)
 

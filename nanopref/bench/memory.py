@@ -69,10 +69,11 @@ def measure_one(what: str, examples) -> int:
     if not is_measured(device):
         raise UserError("memory can be measured on Linux and on a CUDA GPU only")
     model = model_of("S", device, vocab_size=VOCABULARY).train()
-    if what == "trl":  # no gradients before its step, but none yet at its peak either: that is where its logits are
-        from .peers import trl_steps
-        trl_steps(model, pairs(1, 4, 4, VOCABULARY), 1, True, 1e-5)()  # libraries make things at their first call
-        return peak_of(trl_steps(model, examples, len(examples), True, 1e-5), device)
+    if what == "trl":
+        from .peers import trl_backward
+        _, rows, make_gradients = trl_backward(model, [*examples, *pairs(1, 4, 4, VOCABULARY)], len(examples), True)
+        make_gradients(rows[:1])  # the shortest: makes gradients, and what libraries make once
+        return peak_of(lambda: make_gradients(rows[1:]), device)
     return above_gradients(model, examples, what)
 
 

@@ -35,12 +35,26 @@ def transformers_model(model):
 
 
 def trl_steps(model, examples, batch: int, best: bool, lr: float):
-    """A function that trains one pass over `examples` with TRL, `batch` pairs a step.
+    """A function that trains one pass over `examples` with TRL, `batch` pairs a step: its collator and training_step,
+    our clipping, AdamW (fused, its default). Its loader, callbacks and logging are left out."""
+    policy, given, backward = trl_backward(model, examples, batch, best)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+
+    def run():
+        for start in range(0, len(given), batch):
+            backward(given[start:start + batch])
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return run
+
+
+def trl_backward(model, examples, batch: int, best: bool) -> tuple:
+    """(TRL's policy, its rows of the examples, a function that makes the gradients of some rows).
 
     Default: what DPOConfig gives, so with a reference model beside the policy and gradient checkpointing; only
     precision is made ours. Best: reference log-probs computed beforehand, no checkpointing, and batches of pairs of
-    like length, all pairs sorted (finer than its `group_by_length`). Its loader, callbacks and logging are left out:
-    only its collator, its training_step, clipping and the optimiser count."""
+    like length, all pairs sorted (finer than its `group_by_length`)."""
     try:
         from datasets import Dataset
         from transformers.utils import logging
@@ -71,13 +85,9 @@ def trl_steps(model, examples, batch: int, best: bool, lr: float):
             raise UserError("TRL was given other tokens than we were: this benchmark must be mended")
     if best:
         given.sort(key=lambda row: len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
-    policy, collate = trainer.model.train(), trainer.data_collator
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-
-    def run():
-        for start in range(0, len(given), batch):
-            trainer.training_step(policy, collate(given[start:start + batch]))
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return run
+    policy, collate = trainer.accelerator.prepare_model(trainer.model).train(), trainer.data_collator
+    if trainer.args.gradient_checkpointing:  # what its train() would do
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    if trainer.model.is_gradient_checkpointing == best:
+        raise UserError("TRL does not follow its own gradient_checkpointing: this benchmark must be mended")
+    return policy, given, lambda rows: trainer.training_step(policy, collate(rows))

@@ -1,6 +1,5 @@
 """Our sampler beside transformers' `generate`: the same weights, prompts and response lengths."""
 import math
-import sys
 from functools import partial
 
 import torch
@@ -51,9 +50,9 @@ def theirs(model, prompts, stops, samples=1, temperature=0, **settings) -> list:
     return [ids[:ids.index(EOS) + 1] for ids in found]  # behind EOS it pads
 
 
-def contenders(size: str, device) -> tuple[dict, dict]:
-    """({what: (prompts, stops (N,), settings of `generate`)}, {"ours": (function, model), "theirs": the same, if
-    transformers is installed}).
+def contenders(size: str, peers: bool, device) -> tuple[dict, dict]:
+    """({what: (prompts, stops (N,), settings of `generate`)}, {"ours": (function, model), "theirs": the same of
+    transformers, with `peers`}).
 
     The head is scaled so that logits spread as a trained model's do: by 4, some 3 nats of entropy; top-p of the nearly
     equal probabilities that random weights give is another problem. Prompts are sorted, as our sampler does it by
@@ -71,18 +70,16 @@ def contenders(size: str, device) -> tuple[dict, dict]:
              f"{SAMPLES} samples a prompt, fixed length": (few, fixed, several),
              f"{SAMPLES} samples a prompt, realistic lengths": (few, drawn, several)}
     sides = {"ours": (ours, model)}
-    try:
+    if peers:
         from .peers import transformers_model
         sides["theirs"] = theirs, transformers_model(model).eval()
-    except ImportError:
-        print("transformers is not installed, so this is our sampler alone: pip install transformers", file=sys.stderr)
     return tasks, sides
 
 
-def run(size: str, rounds: int, device) -> list[dict]:
+def measure(size: str, rounds: int, peers: bool, device) -> list[dict]:
     """A row per task: tokens of responses a second, EOS included, of both, how many times faster ours is, and whether
     greedy responses are the same, which they must be. In float32; what is drawn on CUDA, in bf16."""
-    tasks, sides = contenders(size, device)
+    tasks, sides = contenders(size, peers, device)
     rows = []
     for what, (prompts, stops, settings) in tasks.items():
         said = {}

@@ -76,7 +76,7 @@ def product(device, dtype) -> tuple:
     run it: the rate that a training step cannot exceed."""
     n = 1024 if torch.device(device).type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return lambda: [a @ b for _ in range(20)], 20 * 2 * n ** 3
+    return lambda: [a @ b for _ in range(60)], 60 * 2 * n ** 3
 
 
 def spread(values, digits=2) -> str:

@@ -77,20 +77,20 @@ def first_sign(arguments, folder: Path = None, sign: str = None) -> None:
         process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=errors, stderr=errors,
                                    start_new_session=True, env=environment)
         try:
-            ended = False
-            while not ended:
+            ended, found = False, []
+            while not (ended or found):
+                time.sleep(0.01)
                 ended = process.poll() is not None
                 found = [path for path in folder.glob(sign) if path.stat().st_size] if folder else []
-                if found:
-                    return found[0].unlink()
-                time.sleep(0.01)
-            if folder or process.returncode:
+            if (folder or process.returncode) and not found:
                 errors.seek(0)
                 raise UserError(f"{' '.join(map(str, arguments))}: ended before its first step: {errors.read()[-500:]}")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            for path in found:  # not before: the process might write another
+                path.unlink()
 
 
 def train_with_trl(model: str, data: str, mark: Path, how: str) -> None:

@@ -70,7 +70,8 @@ def plain_step(forward, optimizer, examples, autocast, reference=None) -> float:
 
 def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     """The ladder on n pairs a round, and TRL: a row each. "of matmul": operations executed a second, over those of a
-    large matrix product here. tokens: of prompts and responses, a prompt once a pair, without padding."""
+    large matrix product in the same round (the naive step's causal attention may leave out half of what is counted for
+    it). tokens: of prompts and responses, a prompt once a pair, without padding."""
     model, batch = model_of(size, device), SIZES[size][1]["batch"]
     examples = with_reference(model, pairs_of(size, n))
     chunks = [examples[i:i + batch] for i in range(0, n, batch)]
@@ -100,13 +101,13 @@ def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
     contenders["a large product"], per_product = product(device, precision)
     seconds = interleaved(contenders, rounds)
-    rate = per_product / statistics.median(seconds.pop("a large product"))
-    n_tokens, rows = sum(e.n_tokens for e in examples), []
+    rates = [per_product / t for t in seconds.pop("a large product")]  # of every round
+    others, rows = [name for name in seconds if name.startswith(("naive", "TRL"))], []
+    n_tokens = sum(e.n_tokens for e in examples)
     for name, times in seconds.items():
-        against = {f"x {other}": ratio(seconds[other], times) for other in ("naive", "TRL, best", "TRL, default")
-                   for other in [next((full for full in seconds if full.startswith(other)), None)] if other}
-        rows.append({"step": name, "pairs/s": spread([n / t for t in times], 2),
-                     "tokens/s": f"{n_tokens / statistics.median(times):,.0f}",
-                     "of matmul": f"{counted[name] / statistics.median(times) / rate:.0%}" if name in counted else "-",
-                     **{column.split(":")[0]: value for column, value in against.items()}})
+        row = {"step": name, "pairs/s": spread([n / t for t in times], 1),
+               "tokens/s": f"{n_tokens / statistics.median(times):,.0f}", "of matmul": "-"}
+        if name in counted:
+            row["of matmul"] = spread([counted[name] / t / rate for t, rate in zip(times, rates)])
+        rows.append(row | {f"x {other.split(':')[0]}": ratio(seconds[other], times) for other in others})
     return rows
