@@ -117,8 +117,7 @@ def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, au
 
 
 def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
-    """One update on the examples of `chunk`; `forward` gives the rewards (R,) of a batch. Returns what is logged. The
-    device is waited for once, at the end."""
+    """One update on the examples of `chunk`; `forward` gives the rewards (R,) of a batch. Returns what is logged."""
     device, own = next(forward.parameters()).device, chunk[rank()::size()]  # of several processes' work
     micro, values, ranked = len(own) // config.accumulate, [], []
     for start in range(0, len(own), micro):
