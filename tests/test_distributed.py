@@ -125,7 +125,8 @@ def test_a_batch_that_does_not_divide_is_one_line(pairs, start, tmp_path):
                     "--batch-size", 6, "--accumulate", 2)
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert said == ["error: --batch-size 6 must be a multiple of --accumulate 2 times the 2 processes"]
+    assert said == ["error: po: --batch-size 6 must be a multiple of --accumulate 2 times the 2 processes; or train "
+                    "this stage first without torchrun"]
 
 
 def test_without_torchrun_nothing_is_set_up():
