@@ -57,7 +57,7 @@ def main(argv=None) -> None:
         torch.set_num_threads(args.threads)
         return print(json.dumps(part(args.parts[0], args)))
     print(f"{platform.machine()}, {args.threads} thread(s), {pick_device(args.device)}; torch {torch.__version__}, "
-          f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}" + peers_versions() * args.peers)
+          f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}" + (peers_versions() if args.peers else ""))
     path = Path(args.out) / "bench" / f"{args.size}.json"
     found = json.loads(path.read_text()) if path.exists() else {}  # other parts, measured before
     for name in args.parts:
