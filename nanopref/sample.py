@@ -57,30 +57,17 @@ def generate(model, prompts, *, eos_id, pad_id, max_new_tokens=256, temperature=
             raise UserError(f"prompt {i} has {len(prompt)} tokens, the model takes 1 to {context - 1}")
     generator = torch.Generator(device).manual_seed(seed)
     n = samples or 1
-    responses, groups = [[] for _ in range(n * len(prompts))], []  # response r answers prompt r // n
-    for r in sorted(range(len(responses)), key=lambda r: len(prompts[r // n])):  # neighbours need little padding
-        longest = len(prompts[r // n]) + max_new_tokens
-        if not groups or len(groups[-1]) == batch_size or (len(groups[-1]) + 1) * longest > CACHED_TOKENS:
-            groups.append([])
-        groups[-1].append(r)
-    for rows in tqdm(groups, "sampling", disable=not progress):
+    responses = [[] for _ in range(n * len(prompts))]  # response r answers prompt r // n
+    for rows in tqdm(_groups(prompts, n, max_new_tokens, batch_size), "sampling", disable=not progress):
         asked, copies = torch.tensor([r // n for r in rows]).unique_consecutive(return_inverse=True)  # (P,), (B,)
         asked = [prompts[i] for i in asked.tolist()]
-        lengths = torch.tensor([len(prompt) for prompt in asked], device=device)  # (P,)
-        T = len(asked[-1])
         room = min(max_new_tokens, context - len(asked[0]))
-        input_ids = torch.tensor([[pad_id] * (T - len(prompt)) + prompt for prompt in asked], device=device)  # (P, T)
-        position_ids = torch.arange(T, device=device) - (T - lengths)[:, None]  # (P, T), negative at padding
-        is_real = torch.arange(T + room, device=device) >= (T - lengths)[:, None]  # (P, T + room)
-        causal = torch.ones(T, T, dtype=torch.bool, device=device).tril()
-        itself = torch.eye(T, dtype=torch.bool, device=device)  # gives padding something to attend to: no 0/0 there
-        attn_mask = (is_real[:, None, :T] & causal | itself)[:, None]  # (P, 1, T, T)
-        cache, running = KVCache(T + room), set(rows)
-        hidden = model(input_ids, position_ids, attn_mask, cache)[:, -1]  # (P, d)
+        hidden, lengths, is_real, cache = _prefill(model, asked, room, pad_id)
         if len(asked) < len(rows):
             copies = copies.to(device)
             hidden, lengths, is_real = hidden[copies], lengths[copies], is_real[copies]  # (B, ...)
             cache.keep(copies)
+        running = set(rows)
         for _ in range(room):
             tokens = choose(model.logits(hidden), temperature, top_p, generator)  # (B,)
             for r, token in zip(rows, tokens.tolist()):
@@ -99,3 +86,29 @@ def generate(model, prompts, *, eos_id, pad_id, max_new_tokens=256, temperature=
             hidden = model(tokens[:, None], lengths[:, None], attn_mask, cache)[:, -1]  # (B, d)
             lengths = lengths + 1
     return responses if samples is None else [responses[i:i + n] for i in range(0, len(responses), n)]
+
+
+def _groups(prompts, n, max_new_tokens, batch_size):
+    """Batches of the numbers of n responses to each prompt, short prompts first: neighbours need little padding."""
+    groups = []
+    for r in sorted(range(n * len(prompts)), key=lambda r: len(prompts[r // n])):
+        longest = len(prompts[r // n]) + max_new_tokens
+        if not groups or len(groups[-1]) == batch_size or (len(groups[-1]) + 1) * longest > CACHED_TOKENS:
+            groups.append([])
+        groups[-1].append(r)
+    return groups
+
+
+def _prefill(model, prompts, room, pad_id):
+    """The prompts, the longest one last, left-padded through the model: (hidden states of their last tokens (P, d),
+    lengths (P,), which places are no padding (P, T + room), the cache, with room for that many more tokens)."""
+    device = model.model["norm"].weight.device
+    lengths, T = torch.tensor([len(prompt) for prompt in prompts], device=device), len(prompts[-1])
+    input_ids = torch.tensor([[pad_id] * (T - len(prompt)) + prompt for prompt in prompts], device=device)  # (P, T)
+    position_ids = torch.arange(T, device=device) - (T - lengths)[:, None]  # (P, T), negative at padding
+    is_real = torch.arange(T + room, device=device) >= (T - lengths)[:, None]  # (P, T + room)
+    causal = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    itself = torch.eye(T, dtype=torch.bool, device=device)  # gives padding something to attend to: no 0/0 there
+    attn_mask = (is_real[:, None, :T] & causal | itself)[:, None]  # (P, 1, T, T)
+    cache = KVCache(T + room)
+    return model(input_ids, position_ids, attn_mask, cache)[:, -1], lengths, is_real, cache

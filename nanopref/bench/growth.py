@@ -27,7 +27,8 @@ import train_po
 from ..batch import sequence_logps
 from ..config import ROOT, SHIPPED_BASE, Parser, RunConfig, exit_on_user_error, pick_device
 from ..errors import UserError
-from ..training import Forward, new_optimizer
+from ..seeds import positive
+from ..training import Forward, matrix_precision, new_optimizer
 from .memory import above_gradients, is_measured, pairs
 from .setting import flops, interleaved, model_of, spread
 
@@ -50,10 +51,10 @@ def questions() -> dict:
 def main(argv=None) -> None:
     """Measures everything, prints table and words, draws the figure."""
     p = Parser(prog="nanopref.bench.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=int, default=3, metavar="N", help="counted rounds of steps (default: 3)")
-    p.add_argument("--rows", type=int, nargs="+", default=(500, 1000, 2000, 4000), metavar="N",
+    p.add_argument("--rounds", type=positive, default=3, metavar="N", help="counted rounds of steps (default: 3)")
+    p.add_argument("--rows", type=positive, nargs="+", default=(500, 1000, 2000, 4000), metavar="N",
                    help="pairs of the whole runs (default: 500 1000 2000 4000)")
-    p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    p.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")
     p.add_argument("--device", default="auto", help="of the steps: cpu, cuda (default: cuda if there is one)")
     p.add_argument("--quick", action="store_true", help="the two smallest points of everything, one round")
     p.add_argument("--out", default="runs", metavar="DIR", help="the figure goes to DIR/bench (default: runs)")
@@ -74,7 +75,7 @@ def main(argv=None) -> None:
 def steps(name: str, points: list, rounds: int, device) -> list[dict]:
     """A row for every point: x, tokens, GFLOP of a step, its seconds in every round, and MB if they can be measured."""
     config = RunConfig(loss="dpo", device=device.type)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    autocast = matrix_precision(config, device)
     runs, rows = {}, []
     for i, (changes, lengths) in enumerate(points):
         model = model_of("S", device, **changes).train()

@@ -24,8 +24,8 @@ import torch
 from ..batch import CHOSEN, REJECTED, Example, collate, sequence_logps
 from ..config import ROOT, Parser, exit_on_user_error, pick_device
 from ..errors import UserError
-from ..losses import Seq, dpo, reduce
 from .setting import EOS, model_of
+from .steps import dpo_loss, padded_logps
 
 VOCABULARY, PAIRS, PROMPT, RESPONSE = 49_152, 8, 64, 256
 ROWS = {"padded": "padded rows, logits everywhere", "ours": "ours: shared prompt, chunked head at responses",
@@ -43,6 +43,7 @@ def measure(peers: bool) -> list[dict]:
     """The table, TRL's row with `peers`; where memory cannot be measured, one row that says so."""
     if not is_measured(pick_device("auto")):
         return [{"memory": "not measured: needs Linux or a CUDA GPU"}]
+
     def megabytes(what, **environment):
         done = subprocess.run([sys.executable, "-m", "nanopref.bench.memory", what], stdout=subprocess.PIPE, text=True,
                               cwd=ROOT, env={**os.environ, **environment})
@@ -91,13 +92,10 @@ def backward(model, examples, what: str = "ours") -> None:
             batch = collate(examples).to(device)
             return model(batch.input_ids, batch.position_ids, batch.attn_mask()).sum().backward()
         if what == "padded":
-            from .steps import padded_logps
             logps = padded_logps(model, examples)
         else:
             logps = sequence_logps(model, collate(examples).to(device))
-    logps = logps.view(-1, 2)
-    ref_logps = logps.new_tensor([e.ref_logps for e in examples])
-    reduce(dpo(*(Seq(logps[:, k], ref_logps[:, k], torch.ones_like(logps[:, k])) for k in (0, 1)))).backward()
+    dpo_loss(logps, logps.new_tensor([e.ref_logps for e in examples])).backward()
 
 
 def is_measured(device) -> bool:

@@ -34,6 +34,16 @@ def transformers_model(model):
     return theirs
 
 
+def dpo_config(folder, batch: int, best: bool, device: str, **more):
+    """TRL's configuration. Default: what DPOConfig gives, so with a reference model beside the policy and gradient
+    checkpointing; only precision is made ours. Best: reference log-probs computed beforehand, no checkpointing."""
+    from trl import DPOConfig
+    if best:
+        more |= dict(precompute_ref_log_probs=True, precompute_ref_batch_size=batch, gradient_checkpointing=False)
+    return DPOConfig(str(folder), per_device_train_batch_size=batch, beta=0.1, report_to="none", disable_tqdm=True,
+                     use_cpu=device == "cpu", bf16=device == "cuda", **more)
+
+
 def trl_steps(model, examples, batch: int, best: bool, lr: float):
     """A function that trains one pass over `examples` with TRL, `batch` pairs a step: its collator and training_step,
     our clipping, AdamW (fused, its default). Its loader, callbacks and logging are left out."""
@@ -50,15 +60,12 @@ def trl_steps(model, examples, batch: int, best: bool, lr: float):
 
 
 def trl_backward(model, examples, batch: int, best: bool) -> tuple:
-    """(TRL's policy, its rows of the examples, a function that makes the gradients of some rows).
-
-    Default: what DPOConfig gives, so with a reference model beside the policy and gradient checkpointing; only
-    precision is made ours. Best: reference log-probs computed beforehand, no checkpointing, and batches of pairs of
-    like length, all pairs sorted (finer than its `group_by_length`)."""
+    """(TRL's policy, its rows of the examples, a function that makes the gradients of some rows). Where it is to be at
+    its best, batches are of pairs of like length: all pairs are sorted, which is finer than its `group_by_length`."""
     try:
         from datasets import Dataset
         from transformers.utils import logging
-        from trl import DPOConfig, DPOTrainer
+        from trl import DPOTrainer
     except ImportError as error:
         raise UserError(f"TRL is not installed ({error.name} is missing): pip install trl, or leave out "
                         "--peers") from None
@@ -66,18 +73,13 @@ def trl_backward(model, examples, batch: int, best: bool) -> tuple:
     device = next(model.parameters()).device
     rows = [{"prompt": words(e.prompt), "chosen": " " + words(e.responses[0]), "rejected": " " + words(e.responses[1])}
             for e in examples]
-    settings = {}
-    if best:
-        settings = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=batch, gradient_checkpointing=False)
     with tempfile.TemporaryDirectory() as folder:
         theirs = transformers_model(model)
         theirs.save_pretrained(folder)
         theirs.config._name_or_path = folder  # from where it loads its reference model
         trainer = DPOTrainer(theirs, processing_class=word_tokenizer(model.config.vocab_size),
                              train_dataset=Dataset.from_list(rows),
-                             args=DPOConfig(folder, per_device_train_batch_size=batch, beta=0.1, max_length=None,
-                                            report_to="none", disable_tqdm=True, use_cpu=device.type == "cpu",
-                                            bf16=device.type == "cuda", **settings))
+                             args=dpo_config(folder, batch, best, device.type, max_length=None))
     trainer.current_gradient_accumulation_steps = 1  # what its train() would set
     given = list(trainer.train_dataset)
     for e, row in zip(examples, given):

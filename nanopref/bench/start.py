@@ -22,6 +22,7 @@ from pathlib import Path
 from .. import world
 from ..config import ROOT, SHIPPED_BASE, Parser, exit_on_user_error, pick_device
 from ..errors import UserError
+from .peers import dpo_config
 from .setting import interleaved, ratio, spread
 
 PAIRS, BATCH, LR = 512, 8, 1e-5
@@ -98,7 +99,7 @@ def train_with_trl(model: str, data: str, mark: Path, how: str) -> None:
     try:
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-        from trl import DPOConfig, DPOTrainer
+        from trl import DPOTrainer
     except ImportError as error:
         raise UserError(f"TRL is not installed ({error.name} is missing): pip install trl") from None
 
@@ -107,15 +108,12 @@ def train_with_trl(model: str, data: str, mark: Path, how: str) -> None:
             mark.write_text("done")
             control.should_training_stop = True
 
-    device = pick_device("auto").type
-    best = dict(precompute_ref_log_probs=True, precompute_ref_batch_size=BATCH, gradient_checkpointing=False)
+    config = dpo_config(mark.parent / "trl", BATCH, how == "best", pick_device("auto").type, num_train_epochs=1,
+                        learning_rate=LR, save_strategy="no")
     with open(data) as lines:
         DPOTrainer(AutoModelForCausalLM.from_pretrained(model), processing_class=AutoTokenizer.from_pretrained(model),
                    train_dataset=Dataset.from_list([json.loads(line) for line in lines]), callbacks=[Mark()],
-                   args=DPOConfig(str(mark.parent / "trl"), per_device_train_batch_size=BATCH, num_train_epochs=1,
-                                  learning_rate=LR, beta=0.1, save_strategy="no", report_to="none", disable_tqdm=True,
-                                  use_cpu=device == "cpu", bf16=device == "cuda",
-                                  **(best if how == "best" else {}))).train()
+                   args=config).train()
 
 
 if __name__ == "__main__":

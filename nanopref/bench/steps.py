@@ -9,7 +9,7 @@ import train_po
 from ..batch import at_least_float32, collate, sequence_logps
 from ..config import RunConfig
 from ..losses import Seq, dpo, reduce
-from ..training import Forward, new_optimizer
+from ..training import Forward, matrix_precision, new_optimizer
 from .setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
 
 LR = 1e-5
@@ -51,16 +51,21 @@ def alone(examples) -> list:
             for e in examples for response, role in zip(e.responses, e.roles)]
 
 
+def dpo_loss(logps, ref_logps) -> torch.Tensor:
+    """The mean DPO loss of log-probs of chosen and rejected responses in turn, nats summed over the response."""
+    logps, ref_logps = logps.view(-1, 2), ref_logps.view(-1, 2)
+    return reduce(dpo(*(Seq(logps[:, k], ref_logps[:, k], torch.ones_like(logps[:, k])) for k in (0, 1))))
+
+
 def plain_step(forward, optimizer, examples, autocast, reference=None) -> float:
     """A DPO step by one of the functions above; with `reference`, a second model, its log-probs are computed, too."""
     with autocast:
-        logps = forward(examples).view(-1, 2)
+        logps = forward(examples)
     ref_logps = logps.new_tensor([e.ref_logps for e in examples])
     if reference is not None:
         with autocast, torch.no_grad():
-            ref_logps = reference(examples).view(-1, 2)
-    chosen, rejected = (Seq(logps[:, k], ref_logps[:, k], torch.ones_like(logps[:, k])) for k in (0, 1))
-    loss = reduce(dpo(chosen, rejected))
+            ref_logps = reference(examples)
+    loss = dpo_loss(logps, ref_logps)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
     optimizer.step()
@@ -76,7 +81,7 @@ def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     examples = with_reference(model, pairs_of(size, n))
     chunks = [examples[i:i + batch] for i in range(0, n, batch)]
     config = RunConfig(loss="dpo", device=device.type)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    autocast = matrix_precision(config, device)
 
     def contender(step, logps_of=None, compiled=False):
         """A pass over the pairs, on a policy and an optimiser of its own."""
