@@ -5,7 +5,7 @@
     python train_po.py --loss kto --data my.jsonl  # on your own data
     python train_po.py --loss sft                  # the stage before
     python train_po.py --loss dpo --model DIR --data my.jsonl  # on a pretrained model, a Hugging Face folder
-    torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/distributed.py
+    torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/run/distributed.py
 """
 import json
 import time
@@ -15,20 +15,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref import distributed, examples as ex
 from nanopref.batch import batches, by_role, collate, sequence_logps, step_counts
-from nanopref.checkpoint import load_model, new_model
-from nanopref.checks import step_0_check
-from nanopref.config import ARCHITECTURE, SHIPPED_BASE, VOCABULARY, RunConfig, exit_on_user_error, parse, pick_device
-from nanopref.distributed import averaging, from_main, gathered, is_main, rank, size, together
-from nanopref.hub import model_folder
+from nanopref.data import examples as ex
+from nanopref.data.hub import model_folder
+from nanopref.judge.report import report
 from nanopref.losses import LOSSES, reduce
-from nanopref.memory import estimate, in_words, peak_in_words
-from nanopref.metrics import step_metrics
-from nanopref.reference import cached_logps
-from nanopref.report import report
-from nanopref.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
-                                new_optimizer)
+from nanopref.run import dataset, distributed
+from nanopref.run.checkpoint import load_model, new_model
+from nanopref.run.checks import step_0_check
+from nanopref.run.cli import exit_on_user_error, parse
+from nanopref.run.config import ARCHITECTURE, ROOT, VOCABULARY, RunConfig, pick_device
+from nanopref.run.distributed import averaging, from_main, gathered, is_main, rank, size, together
+from nanopref.run.memory import estimate, in_words, peak_in_words
+from nanopref.run.metrics import step_metrics
+from nanopref.run.reference import cached_logps
+from nanopref.run.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
+                                   new_optimizer)
 
 
 def start_from(config: RunConfig) -> Path | None:
@@ -37,9 +39,9 @@ def start_from(config: RunConfig) -> Path | None:
         return None
     if config.model not in ("base", "sft"):
         return model_folder(config.model)
-    if config.model == "base" and config.data == "world" and config.fresh != "base" and SHIPPED_BASE.exists():
-        print(f"base model: the one shipped in {SHIPPED_BASE.relative_to(SHIPPED_BASE.parent.parent)}")
-        return SHIPPED_BASE
+    if config.shipped_start:
+        print(f"{config.model} model: the one shipped in {config.shipped_start.relative_to(ROOT)}")
+        return config.shipped_start
     return train(config.before()) / "model"
 
 
@@ -58,12 +60,12 @@ def train(config: RunConfig) -> Path:
 
     # 2. Data, policy and reference.
     if config.stage == "base":
-        splits, texts = None, ex.plain_texts(config)
+        splits, texts = None, dataset.plain_texts(config)
         policy, tokenizer = new_model(texts, VOCABULARY[config.data == "world"], ARCHITECTURE)
         examples, counts = ex.text_examples(tokenizer, texts, config.max_length), {}
     else:
-        splits = ex.load(config)
-        policy, tokenizer = load_model(start, dtype=torch.float32)  # master weights: see nanopref/memory.py
+        splits = dataset.load(config)
+        policy, tokenizer = load_model(start, dtype=torch.float32)  # master weights: see nanopref/run/memory.py
         rows = splits.sft if config.stage == "sft" else splits.train
         examples, counts = ex.encode(tokenizer, rows, LOSSES[config.loss].inputs, config.max_length, config.seed)
     announce(config, policy, tokenizer, examples, splits, counts, device)

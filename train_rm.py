@@ -4,7 +4,7 @@
     python train_rm.py --length-penalty 0.03            # with a rule against length
     python train_rm.py --ranking 4                      # from rankings of four responses
     python train_rm.py --model DIR --data my.jsonl      # on a pretrained model, a Hugging Face folder
-    torchrun --nproc_per_node=2 train_rm.py             # on two GPUs: see nanopref/distributed.py
+    torchrun --nproc_per_node=2 train_rm.py             # on two GPUs: see nanopref/run/distributed.py
 
 The reward model is the transformer with one number in place of the vocabulary, read at a response's last token and
 trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
@@ -17,17 +17,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref import distributed, examples as ex
 from nanopref.batch import batches, collate
-from nanopref.checkpoint import load_model
-from nanopref.config import RunConfig, exit_on_user_error, parse_rm, pick_device
-from nanopref.distributed import averaging, from_main, is_main, rank, shared, size, together
+from nanopref.data import examples as ex
 from nanopref.errors import UserError
-from nanopref.memory import estimate, in_words, peak_in_words
-from nanopref.report_rm import report_rm
-from nanopref.reward import batch_loss, by_rank, reward_metrics, rewards, score_pairs
-from nanopref.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
-                                new_optimizer)
+from nanopref.judge.report_rm import report_rm
+from nanopref.judge.reward_models import score_pairs
+from nanopref.reward import batch_loss, by_rank, reward_metrics, rewards
+from nanopref.run import dataset, distributed
+from nanopref.run.checkpoint import load_model
+from nanopref.run.cli import exit_on_user_error, parse_rm
+from nanopref.run.config import RunConfig, pick_device
+from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
+from nanopref.run.memory import estimate, in_words, peak_in_words
+from nanopref.run.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
+                                   new_optimizer)
 from train_po import start_from
 
 
@@ -45,13 +48,13 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)  # decides the new head
 
     # 2. Data, trunk and head.
-    splits, options = ex.load(config), config.knobs
+    splits, options = dataset.load(config), config.knobs
     groups = sorted({row.group or "" for row in splits.train}) if options["heads"] else None
     if groups and "" in groups:
         raise UserError(f"--heads needs the field `group` in every row of {config.data}")
     model, tokenizer = load_model(start, dtype=torch.float32, reward=True, groups=groups)
     examples, counts = ex.encode(tokenizer, splits.train, ("w", "between", "l"), config.max_length, groups=groups)
-    tests = ex.held_out_pairs(tokenizer, splits, config.max_length, groups)
+    tests = dataset.held_out_pairs(tokenizer, splits, config.max_length, groups)
     if options["margin"] and any(e.scores is None for e in examples):
         raise UserError(f"--margin needs a score for each response of {config.data}: score_chosen, score_rejected")
     if options["balance_length"]:

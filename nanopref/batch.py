@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .losses import Seq
+from nanopref.losses import Seq
 
 ROW = 256  # tokens per row: long enough to fill well, short enough that attention stays cheap
 LOGITS = 2 ** 24  # numbers: 64 MB in float32; all of 8 pairs x 256 tokens x 49,152 would be 800 MB, several times over

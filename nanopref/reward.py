@@ -6,11 +6,9 @@ P(chosen is preferred) = sigmoid(r_chosen - r_rejected).
 import torch
 import torch.nn.functional as F
 
-from .batch import CHOSEN, Batch, Example, at_least_float32, collate
-from .errors import UserError
-from .gold import gold_reward
-from .text import encode_prompt, encode_response, truncate
-
+from nanopref.batch import CHOSEN, Batch, Example, at_least_float32, collate
+from nanopref.errors import UserError
+from nanopref.text import encode_prompt, encode_response, truncate
 
 # Options of train_rm.py: (default, its argument in --help, explanation). A default of False is a switch.
 OPTIONS = {
@@ -177,22 +175,6 @@ def score_answers(model, tokenizer, asked, progress=lambda parts: parts) -> tupl
         examples.append(Example(prompt_ids, responses, [CHOSEN] * len(responses)))
         n_cut += any(cut)
     return scores(model, examples, progress), n_cut
-
-
-def score_pairs(model, pairs, gold) -> list[dict]:
-    """What nanopref/evaluate_rm.py judges, per pair: the whole prompt and the responses as texts, rewards, lengths in
-    tokens and, with `gold`, the world's gold rewards. `pairs`: Examples with their rows, as examples.encode makes
-    them."""
-    found = []
-    for pair, (chosen, rejected) in zip(pairs, scores(model, pairs)):
-        row, turns = pair.row, [message["content"] for message in pair.row.prompt]
-        one = {"prompt": "\n\n".join(turns), "chosen": row.chosen, "rejected": row.rejected, "reward_chosen": chosen,
-               "reward_rejected": rejected, "length_chosen": len(pair.responses[0]),
-               "length_rejected": len(pair.responses[1])}
-        if gold:
-            one |= {f"gold_{side}": gold_reward(turns[-1], one[side])["total"] for side in ("chosen", "rejected")}
-        found.append(one)
-    return found
 
 
 def by_rank(found, batch: Batch) -> list[tuple]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanopref import world
-from nanopref.checkpoint import new_model, save_model
 from nanopref.model import Config, Transformer
+from nanopref.run.checkpoint import new_model, save_model
 from nanopref.text import train_tokenizer
+from nanopref.world import writers
 
 TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             max_position_embeddings=128, tie_word_embeddings=True)
@@ -18,7 +18,7 @@ SUBJECTS = ("tea", "coffee", "rain", "snow", "bread", "salt", "iron", "gold", "w
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return train_tokenizer(world.corpus(300, seed=0), 400)
+    return train_tokenizer(writers.corpus(300, seed=0), 400)
 
 
 @pytest.fixture(scope="session")

@@ -118,31 +118,31 @@ MISPRINTS = [Misprint(*line) for line in (
     (1, "losses.reduce", "out.nll.sum() / n_tokens", "out.nll.sum() / len(out.loss)"),
     (2, "model.attend", "attn_mask, is_causal=is_causal", "None, is_causal=True"),
     (3, "losses.sft", "nll=-w.logp", "nll=-w.logp / w.length"),
-    (4, "exact.policy_gradient", '"xy,xyp->xp", behaviour.exp()', '"xy,xyp->xp", 1 + 0 * behaviour'),
-    (5, "exact.policy_gradient", "(logp - behaviour)", "(behaviour - logp)"),
-    (6, "exact.preference", "reward[:, :, None] - reward[:, None, :]", "reward[:, None, :] - reward[:, :, None]"),
+    (4, "world.exact.policy_gradient", '"xy,xyp->xp", behaviour.exp()', '"xy,xyp->xp", 1 + 0 * behaviour'),
+    (5, "world.exact.policy_gradient", "(logp - behaviour)", "(behaviour - logp)"),
+    (6, "world.exact.preference", "reward[:, :, None] - reward[:, None, :]", "reward[:, None, :] - reward[:, :, None]"),
     (7, "reward.bradley_terry", "chosen - rejected - margin", "rejected - chosen - margin"),
     (7, "reward.d_bradley_terry", "return c - s, c + s", "return c - s, c - s"),
     (8, "reward.ranking", ".mean(1)", ".sum(1)"),
     (8, "reward.d_ranking", "grad / len(better)", "grad"),
-    (9, "ppo.sequence_reward", "reward - beta", "reward + beta"),
-    (9, "exact.objective", "beta * kl", "kl"),
-    (10, "ppo.gae", "gamma * lam * next_advantage", "lam * next_advantage"),
-    (10, "ppo.clipped_surrogate", "torch.minimum", "torch.maximum"),
-    (10, "ppo.d_clipped_surrogate", "ratio < 1 - epsilon", "ratio > 1 + epsilon"),
-    (11, "ppo.ppo_ptx", "pretrain_logp.mean()", "pretrain_logp.sum()"),
-    (12, "exact.kl", "expect(p, p - q)", "expect(q, p - q)"),
-    (12, "ppo.kl_estimates", "torch.expm1(-log_ratio) + log_ratio", "torch.expm1(log_ratio) - log_ratio"),
-    (13, "exact.objective", "world.reward)", "-world.reward)"),
-    (13, "exact.optimum", "world.reward / beta", "world.reward * beta"),
-    (14, "exact.optimum", "- log_z(world, beta)[:, None]", ""),
+    (9, "rl.sequence_reward", "reward - beta", "reward + beta"),
+    (9, "world.exact.objective", "beta * kl", "kl"),
+    (10, "rl.gae", "gamma * lam * next_advantage", "lam * next_advantage"),
+    (10, "rl.clipped_surrogate", "torch.minimum", "torch.maximum"),
+    (10, "rl.d_clipped_surrogate", "ratio < 1 - epsilon", "ratio > 1 + epsilon"),
+    (11, "rl.ppo_ptx", "pretrain_logp.mean()", "pretrain_logp.sum()"),
+    (12, "world.exact.kl", "expect(p, p - q)", "expect(q, p - q)"),
+    (12, "rl.kl_estimates", "torch.expm1(-log_ratio) + log_ratio", "torch.expm1(log_ratio) - log_ratio"),
+    (13, "world.exact.objective", "world.reward)", "-world.reward)"),
+    (13, "world.exact.optimum", "world.reward / beta", "world.reward * beta"),
+    (14, "world.exact.optimum", "- log_z(world, beta)[:, None]", ""),
     (15, "losses.dpo", "z = r_w - r_l", "z = r_w + r_l"),
     (15, "losses.d_dpo", "-beta * dz", "beta * dz"),
-    (16, "exact.log_z", "world.reward / beta", "world.reward"),
+    (16, "world.exact.log_z", "world.reward / beta", "world.reward"),
     (17, "losses.d_dpo", "-beta * dz", "beta * dz"),
     (17, "losses.dpo", "beta * w.log_ratio, beta * l.log_ratio", "beta * w.logp, beta * l.logp"),
     (18, "losses.d_dpo", "w.log_ratio - l.log_ratio", "w.logp - l.logp"),  # 000 (5)
-    (19, "metrics.step_metrics", '"rewards/chosen"] - found', '"rewards/chosen"] + found'),
+    (19, "run.metrics.step_metrics", '"rewards/chosen"] - found', '"rewards/chosen"] + found'),
     (20, "losses.ln_dpo", "l.log_ratio / l.length", "l.log_ratio"),
     (21, "losses.kto", "undesirable_weight * (1 - torch.sigmoid(z0 - r_l))",  # as in document 000
      "undesirable_weight * torch.sigmoid(z0 - r_l)"),
@@ -162,8 +162,8 @@ MISPRINTS = [Misprint(*line) for line in (
     (30, "reward.length_normalised", "alpha + length", "alpha * length"),
     (30, "reward.length_penalised", ".abs()", ""),
     (31, "batch.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
-    (32, "metrics.step_metrics", "(w > l)", "(w >= l)"),
-    (33, "evaluate.win_rate", "0.5 if a == b", "0.0 if a == b"),
+    (32, "run.metrics.step_metrics", "(w > l)", "(w >= l)"),
+    (33, "judge.stats.win_rate", "0.5 if a == b", "0.0 if a == b"),
     (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),
 )]
 
@@ -177,7 +177,7 @@ def replace_once(code, old, new, name) -> str:
 
 def misprint(mutant: Misprint):
     """(the function, the same with the misprint in it)."""
-    name, function = mutant.function.split(".")
+    name, function = mutant.function.rsplit(".", 1)
     module = importlib.import_module(f"nanopref.{name}")
     text = inspect.getsource(getattr(module, function))
     start = text.rindex('"""') + 3 if '"""' in text else 0

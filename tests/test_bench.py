@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref import world
 from nanopref.batch import score
 from nanopref.bench import growth, memory, setting, start as starting
 from nanopref.errors import UserError
+from nanopref.world import labels
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_importing_a_command_imports_only_what_it_uses():
                 __import__(name)
             return [name for name in sys.modules if name not in known and "." not in name]
         first = added("nanopref.losses", "nanopref.batch", "nanopref.sample", "nanopref.bench.setting")
-        then = added("train_po", "train_rm", "nanopref.evaluate", "nanopref.compare", "nanopref.bench.__main__")
+        then = added("train_po", "train_rm", "nanopref.judge.policies", "nanopref.judge.compare", "nanopref.bench.__main__")
         print(json.dumps([first, then, "torch._dynamo" in set(sys.modules) - known]))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     first, then, compiles = json.loads(done.stdout)
@@ -180,7 +180,7 @@ def test_a_process_that_fails_is_an_error_with_what_it_said(tmp_path):
 def test_what_it_trains_on_is_the_world_s_own_pairs(tmp_path):
     starting.write_pairs(tmp_path / "pairs.jsonl", "train", 20)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").open()]
-    for row, pair in zip(rows, world.pairs("train", 20, seed=0)):
+    for row, pair in zip(rows, labels.pairs("train", 20, seed=0)):
         assert row["prompt"] == pair["question"] and row["chosen"] == pair[f"response_{pair['overall_response']}"]
         assert {row["chosen"], row["rejected"]} == {pair["response_1"], pair["response_2"]}
     assert len(rows) == 20
@@ -294,8 +294,8 @@ def test_all_ways_train_alike():
 
     import train_po
     from nanopref.bench import steps
-    from nanopref.training import Forward, new_optimizer
-    from nanopref.config import RunConfig
+    from nanopref.run.config import RunConfig
+    from nanopref.run.training import Forward, new_optimizer
     model = setting.model_of("S", **TINY)
     examples = setting.with_reference(model, memory.pairs(3, 5, 7, 64))
     moved, nothing = [], contextlib.nullcontext()

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nanopref import checkpoint
-from nanopref.checkpoint import (config_from_json, config_to_json, digest, has_model, load_model, load_state,
-                                 save_model, save_state)
 from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
+from nanopref.run import checkpoint
+from nanopref.run.checkpoint import digest, has_model, load_model, load_state, save_model, save_state
+from nanopref.run.hf_config import config_from_json, config_to_json
 from nanopref.text import ChatTokenizer, encode_prompt, train_tokenizer
 
 SIZES = {"vocab_size": 270, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,

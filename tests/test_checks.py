@@ -7,16 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanopref import losses, world
+from nanopref import losses
 from nanopref.batch import score
-from nanopref.checks import step_0_check
-from nanopref.data import Row
+from nanopref.data.examples import encode
+from nanopref.data.files import Row
 from nanopref.errors import UserError
-from nanopref.examples import encode
-from nanopref.reference import cached_logps
+from nanopref.run.checks import step_0_check
+from nanopref.run.reference import cached_logps
+from nanopref.world import labels
 
 ROWS = [Row(({"role": "user", "content": r["question"]},), r["response_1"], r["response_2"], 1)
-        for r in world.pairs("train", 6, seed=0)]
+        for r in labels.pairs("train", 6, seed=0)]
 
 
 def setting(name, tokenizer, tiny_model):

@@ -5,13 +5,14 @@ import math
 import pytest
 
 import train_po
-from nanopref import compare, reward
-from nanopref.checkpoint import load_model, save_model
-from nanopref.compare import against, answer_ids, in_common, judge_scores, load_judge, main, table, verdict
-from nanopref.config import RunConfig
+from nanopref import reward
 from nanopref.errors import UserError
 from nanopref.findings.two_by_two import favour
-from nanopref.judges import Scoring, messages_of
+from nanopref.judge import compare
+from nanopref.judge.compare import against, answer_ids, in_common, judge_scores, load_judge, main, table, verdict
+from nanopref.judge.judges import Scoring, messages_of
+from nanopref.run.checkpoint import load_model, save_model
+from nanopref.run.config import RunConfig
 from nanopref.text import decode, encode_response
 
 A = [("Why?", "Because it is so.", 2.0), ("Who?", "Me.", 1.0), ("Why?", "No idea.", 3.0)]
@@ -180,7 +181,7 @@ def test_a_run_on_conversations_keeps_them_whole_for_the_judges(start, tmp_path,
     data = [{"prompt": talk(f"What is {i}?")[-1 if i % 2 else 0:], "chosen": f"It is {i}.", "rejected": "No."}
             for i in range(40)]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    monkeypatch.setattr("nanopref.plots.training_figure", lambda *given: None)  # it takes a second
+    monkeypatch.setattr("nanopref.judge.plots.training_figure", lambda *given: None)  # it takes a second
     monkeypatch.setattr(compare, "figure", lambda *given: None)
     for system in (None, "Be kind."):
         folder = train_po.train(RunConfig(loss="dpo", data=str(tmp_path / "talk.jsonl"), model=str(start), batch_size=8,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nanopref import data
+from nanopref.data import files
+from nanopref.data.formats import FORMATS
 from nanopref.errors import UserError
-from nanopref.formats import FORMATS
 
 HH_FILE = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 
@@ -113,7 +113,7 @@ def without(row, *fields):
 ])
 def test_row_of_every_format(tmp_path, row, name, prompt, chosen, rejected):
     for strict in (False, True):
-        read = data.read(write(tmp_path / "d.jsonl", row), strict=strict)
+        read = files.read(write(tmp_path / "d.jsonl", row), strict=strict)
         assert read.format == name and read.dropped == {} and read.n_lines == 1
         assert [(r.prompt, r.chosen, r.rejected, r.line) for r in read.rows] == [(tuple(prompt), chosen, rejected, 1)]
 
@@ -121,21 +121,21 @@ def test_row_of_every_format(tmp_path, row, name, prompt, chosen, rejected):
 def test_pku_saferlhf_needs_an_axis_and_counts_from_zero(tmp_path):
     path = write(tmp_path / "d.jsonl", PKU)
     for axis, chosen, rejected in (("better", "4", "5"), ("safer", "5", "4")):
-        read = data.read(path, axis=axis)
+        read = files.read(path, axis=axis)
         assert read.format == "pku-saferlhf"
-        assert read.rows == [data.Row((Q,), chosen, rejected, 1, preferred=1 if axis == "better" else 2)]
+        assert read.rows == [files.Row((Q,), chosen, rejected, 1, preferred=1 if axis == "better" else 2)]
     for axis in (None, "helpful"):
         with pytest.raises(UserError) as error:
-            data.read(path, axis=axis)
+            files.read(path, axis=axis)
         assert str(error.value).startswith(f"{path}, line 1: PKU-SafeRLHF ranks by helpfulness and by safety")
         assert "disagree" in str(error.value) and "--axis better or --axis safer" in str(error.value)
     path = write(tmp_path / "d.jsonl", PKU, {**PKU, "better_response_id": 2})
-    assert data.read(path, axis="better").dropped == {"label out of range": 1}
-    assert data.read(path, axis="safer").dropped == {}
+    assert files.read(path, axis="better").dropped == {"label out of range": 1}
+    assert files.read(path, axis="safer").dropped == {}
     with pytest.raises(UserError, match="line 2: field better_response_id: label out of range; expected 0 or 1 .* 2"):
-        data.read(path, axis="better", strict=True)
+        files.read(path, axis="better", strict=True)
     with pytest.raises(UserError, match="--axis better is for PKU-SafeRLHF data, and this is pairs"):
-        data.read(write(tmp_path / "d.jsonl", PAIR), axis="better")
+        files.read(write(tmp_path / "d.jsonl", PAIR), axis="better")
 
 
 @pytest.mark.parametrize("first, other, formats", [
@@ -151,7 +151,7 @@ def test_two_formats_in_one_file_are_an_error(tmp_path, first, other, formats):
     path = write(tmp_path / "d.jsonl", first, other)
     for strict in (False, True):
         with pytest.raises(UserError) as error:
-            data.read(path, strict=strict)
+            files.read(path, strict=strict)
         assert str(error.value).startswith(
             f"{path}, line 2: a row in format {formats[1]} in a file in format {formats[0]}. Keep one format per file")
 
@@ -228,12 +228,12 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
 @pytest.mark.parametrize("good, bad, reason, field, expected", BAD)
 def test_bad_row_is_dropped_and_counted_or_named(tmp_path, good, bad, reason, field, expected):
     path = write(tmp_path / "d.jsonl", good, "", bad, good)  # the blank line is no row, but it is a line
-    read = data.read(path)
+    read = files.read(path)
     assert [row.line for row in read.rows] == [1, 4]
     assert read.dropped == {reason: 1} and read.n_lines == 3
     assert read.summary() == f"{path}: format {read.format}, 2 of 3 rows kept; dropped: 1 {reason} (first: line 3)"
     with pytest.raises(UserError) as error:
-        data.read(path, strict=True)
+        files.read(path, strict=True)
     message = str(error.value)
     assert message.startswith(f"{path}, line 3: field {field}: {reason}; expected ")
     assert expected in message and "Correct the row, or leave out --strict" in message
@@ -242,14 +242,14 @@ def test_bad_row_is_dropped_and_counted_or_named(tmp_path, good, bad, reason, fi
 
 def test_prompt_is_not_guessed_from_shared_characters(tmp_path):
     row = {"prompt": "Q", "chosen": " The cat sat.", "rejected": "The cap"}
-    assert data.read(write(tmp_path / "d.jsonl", row)).rows == [data.Row((user("Q"),), "The cat sat.", "The cap", 1)]
+    assert files.read(write(tmp_path / "d.jsonl", row)).rows == [files.Row((user("Q"),), "The cat sat.", "The cap", 1)]
     row = {side: f"\n\nHuman: Q\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
-    assert data.read(write(tmp_path / "d.jsonl", row)).rows == [data.Row((user("Q"),), "The cat sat.", "The cap", 1)]
+    assert files.read(write(tmp_path / "d.jsonl", row)).rows == [files.Row((user("Q"),), "The cat sat.", "The cap", 1)]
 
 
 def test_inner_text_is_kept_as_it_is(tmp_path):
     code = "def f():\n    return  1\n\n\n# \u2028 end"
-    rows = data.read(write(tmp_path / "d.jsonl", {**PAIR, "chosen": f" {code}\n", "prompt": " 2+2?\n"})).rows
+    rows = files.read(write(tmp_path / "d.jsonl", {**PAIR, "chosen": f" {code}\n", "prompt": " 2+2?\n"})).rows
     assert rows[0].chosen == code
     assert rows[0].prompt == (user(" 2+2?\n"),)
 
@@ -263,12 +263,12 @@ def test_same_rows_from_jsonl_gzip_and_json_list(tmp_path):
     zipped.write_bytes(gzip.compress(jsonl.read_bytes()))
     listed = tmp_path / "d.json"
     listed.write_text(json.dumps([PAIR, second], indent=1))
-    expected = [data.Row((user(row["prompt"]),), "4", "5", line) for line, row in enumerate((PAIR, second), start=1)]
+    expected = [files.Row((user(row["prompt"]),), "4", "5", line) for line, row in enumerate((PAIR, second), start=1)]
     for path in (jsonl, zipped, listed):
-        assert data.read(path).rows == expected
+        assert files.read(path).rows == expected
     listed.write_text(json.dumps([PAIR, {**PAIR, "chosen": ""}]))
     with pytest.raises(UserError, match="item 2: field chosen"):
-        data.read(listed, strict=True)
+        files.read(listed, strict=True)
 
 
 def test_unknown_format_names_file_fields_and_formats(tmp_path):
@@ -276,7 +276,7 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
     for row in ({"ask": "2+2?", "answer": "4"}, {"chosen": "4", "rejected": "5"}, without_rejected):
         path = write(tmp_path / "d.jsonl", row)
         with pytest.raises(UserError) as error:
-            data.read(path)
+            files.read(path)
         message = str(error.value)
         fields = ", ".join(f"{field} (string)" for field in sorted(row))
         assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. ") and "\n" not in message
@@ -300,15 +300,15 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
 def test_unusable_file(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(expected)) as error:
-        data.read(tmp_path / name)
+        files.read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_file_and_directory(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
-        data.read(tmp_path / "missing.jsonl")
+        files.read(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="a directory; give one file in it"):
-        data.read(tmp_path)
+        files.read(tmp_path)
 
 
 def test_line_that_would_fill_the_memory(tmp_path):
@@ -320,37 +320,37 @@ def test_line_that_would_fill_the_memory(tmp_path):
         file.truncate(200 * 2**20)  # zeros up to there, and no line end
     tracemalloc.start()
     with pytest.raises(UserError, match=re.escape(f"{path}, line 2: longer than 16 MiB. Expected JSONL")):
-        data.read(path)
+        files.read(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * data.MAX_LINE
+    assert peak < 3 * files.MAX_LINE
 
 
 def test_longest_line_that_is_read(tmp_path, monkeypatch):
     line = json.dumps(PAIR) + "\n"
-    monkeypatch.setattr(data, "MAX_LINE", len(line))
+    monkeypatch.setattr(files, "MAX_LINE", len(line))
     path = tmp_path / "d.jsonl"
     path.write_text(line * 2)
-    assert len(data.read(path).rows) == 2
+    assert len(files.read(path).rows) == 2
     path.write_text(line + " " + line)
     with pytest.raises(UserError, match="line 2: longer than"):
-        data.read(path)
+        files.read(path)
 
 
 def test_summary_names_where_each_reason_was_met_first(tmp_path):
     empty, same = {**PAIR, "chosen": ""}, {**PAIR, "chosen": "5"}
     path = write(tmp_path / "d.jsonl", PAIR, "", same, empty, same, empty, empty)
-    assert data.read(path).summary() == (f"{path}: format pairs, 1 of 6 rows kept; dropped: "
+    assert files.read(path).summary() == (f"{path}: format pairs, 1 of 6 rows kept; dropped: "
                                          "3 empty response (first: line 4), 2 identical (first: line 3)")
     path.write_text(json.dumps([PAIR, same]))
-    assert data.read(path).first == {"identical": "item 2"}
+    assert files.read(path).first == {"identical": "item 2"}
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match="Parquet needs pyarrow: pip install pyarrow, or convert the file to JSONL"):
-        data.read(tmp_path / "d.parquet")
+        files.read(tmp_path / "d.parquet")
 
 
 def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
@@ -373,14 +373,14 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", types.SimpleNamespace(ParquetFile=ParquetFile))
     path = tmp_path / "d.parquet"
     path.write_bytes(b"PAR1")
-    read = data.read(path)
-    assert read.rows == [data.Row((Q,), "4", "5", 1), data.Row((Q,), "4", "5", 3)]
+    read = files.read(path)
+    assert read.rows == [files.Row((Q,), "4", "5", 1), files.Row((Q,), "4", "5", 3)]
     assert read.first == {"wrong type": "row 2"}
     path.write_bytes(b"other")
     with pytest.raises(UserError, match="not a Parquet file: Parquet magic bytes not found in footer.$"):
-        data.read(path)
+        files.read(path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        data.read(tmp_path / "missing.parquet")
+        files.read(tmp_path / "missing.parquet")
 
 
 def test_real_parquet_file(tmp_path):
@@ -388,43 +388,43 @@ def test_real_parquet_file(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "d.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([ULTRA, {**ULTRA, "score_rejected": 8.0}]), path)
-    assert data.read(path).rows == [data.Row((Q,), "4", "5", 1, scores=(8.0, 6.5))]
-    assert data.read(path).first == {"tie": "row 2"}
+    assert files.read(path).rows == [files.Row((Q,), "4", "5", 1, scores=(8.0, 6.5))]
+    assert files.read(path).first == {"tie": "row 2"}
     path.write_bytes(b"PAR1" * 9)
     with pytest.raises(UserError, match="not a Parquet file"):
-        data.read(path)
+        files.read(path)
     with pytest.raises(UserError, match="cannot be read: .*No such file"):
-        data.read(tmp_path / "missing.parquet")
+        files.read(tmp_path / "missing.parquet")
 
 
 def rows_with_prompts(prompts):
-    return [data.Row((user(prompt),), f"answer {i}", None, i) for i, prompt in enumerate(prompts, start=1)]
+    return [files.Row((user(prompt),), f"answer {i}", None, i) for i, prompt in enumerate(prompts, start=1)]
 
 
 def test_split_keeps_a_prompt_on_one_side():
     rows = rows_with_prompts([str(i % 40) for i in range(100)])  # prompts 0..19 three times, 20..39 twice
-    train, test = data.split(rows, 0.2, seed=0)
+    train, test = files.split(rows, 0.2, seed=0)
     assert not {row.prompt[0]["content"] for row in train} & {row.prompt[0]["content"] for row in test}
     assert sorted(train + test, key=lambda row: row.line) == rows
     assert len(test) in (20, 21, 22)  # 20 wanted; the last prompt brings at most two rows more
-    assert (train, test) == data.split(rows, 0.2, seed=0)
-    assert test != data.split(rows, 0.2, seed=1)[1]
+    assert (train, test) == files.split(rows, 0.2, seed=0)
+    assert test != files.split(rows, 0.2, seed=1)[1]
 
 
 def test_split_is_exact_and_does_not_depend_on_order():
     rows = rows_with_prompts([str(i) for i in range(50)])
-    train, test = data.split(rows, 0.1, seed=3)
+    train, test = files.split(rows, 0.1, seed=3)
     assert (len(train), len(test)) == (45, 5)
-    assert data.split(rows[::-1], 0.1, seed=3)[1] == test[::-1]
-    assert data.split(rows, 0, seed=3) == (rows, [])
+    assert files.split(rows[::-1], 0.1, seed=3)[1] == test[::-1]
+    assert files.split(rows, 0, seed=3) == (rows, [])
 
 
 def test_split_that_leaves_nothing_to_train_on():
     with pytest.raises(UserError, match="1 different prompts leaves none to train on"):
-        data.split(rows_with_prompts(["same"] * 4), 0.5, seed=0)
+        files.split(rows_with_prompts(["same"] * 4), 0.5, seed=0)
     for fraction in (1, -0.1):
         with pytest.raises(UserError, match=f"test_fraction is {fraction}"):
-            data.split(rows_with_prompts(["a", "b"]), fraction, seed=0)
+            files.split(rows_with_prompts(["a", "b"]), fraction, seed=0)
 
 
 @pytest.mark.skipif(not HH_FILE.exists(), reason="the HH-RLHF harmless-base test split is not beside the repository")
@@ -432,7 +432,7 @@ def test_real_hh_rlhf_file():
     """The counts were made by looking at the rows. In 5 rows the sides differ before the last answer (on one side two
     answers follow each other). In 4 more both sides share a prompt with two answers in a row, and 4 have an empty
     chosen answer."""
-    read = data.read(HH_FILE)
+    read = files.read(HH_FILE)
     assert (read.format, read.n_lines, len(read.rows)) == ("hh-rlhf", 2312, 2299)
     assert read.dropped == {"different prefixes": 5, "empty response": 4, "roles do not alternate": 4}
     assert read.first == {"different prefixes": "line 1255", "empty response": "line 87",
@@ -441,8 +441,8 @@ def test_real_hh_rlhf_file():
     assert set(range(1, 2313)) - lines == {1255, 1689, 1951, 1953, 2037, 87, 517, 926, 1104, 668, 764, 1320, 1850}
     assert read.rows[0].prompt[0]["role"] == "user" and read.rows[0].prompt[-1]["role"] == "user"
     with pytest.raises(UserError, match="line 87: field chosen: empty response"):
-        data.read(HH_FILE, strict=True)
-    train, test = data.split(read.rows, 0.1, seed=0)
+        files.read(HH_FILE, strict=True)
+    train, test = files.split(read.rows, 0.1, seed=0)
     assert len(train) + len(test) == 2299 and 230 <= len(test) <= 232
 
 
@@ -464,8 +464,8 @@ RANKED = {"prompt": "2+2?", "ranked": ["4", " four ", "5"], "scores": [3, 2.5, -
     ({**PAIR, "group": 3}, {}),
 ])
 def test_what_a_row_says_besides(tmp_path, row, expected):
-    found, = data.read(write(tmp_path / "d.jsonl", row), strict=True).rows
-    assert found == data.Row((Q,), found.chosen, found.rejected, 1, **{"between": (), **expected})
+    found, = files.read(write(tmp_path / "d.jsonl", row), strict=True).rows
+    assert found == files.Row((Q,), found.chosen, found.rejected, 1, **{"between": (), **expected})
     assert {found.chosen, found.rejected} == {"4", "5"}
 
 
@@ -477,4 +477,4 @@ def test_what_a_row_says_besides(tmp_path, row, expected):
 ])
 def test_what_a_row_says_besides_must_make_sense(tmp_path, row, reason):
     with pytest.raises(UserError, match=re.escape(f"line 1: field {reason}")):
-        data.read(write(tmp_path / "d.jsonl", row), strict=True)
+        files.read(write(tmp_path / "d.jsonl", row), strict=True)

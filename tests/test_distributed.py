@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import train_po
 import train_rm
-from nanopref import distributed
-from nanopref.config import RunConfig
 from nanopref.errors import UserError
 from nanopref.losses import Seq
+from nanopref.run import distributed
+from nanopref.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 RUNS = [dict(loss="kto"), dict(loss="cpo"), dict(loss="sft", accumulate=2), dict(loss="rm", accumulate=2),
@@ -23,8 +23,8 @@ RUNS = [dict(loss="kto"), dict(loss="cpo"), dict(loss="sft", accumulate=2), dict
 SEVERAL = """
 import json, os, sys
 import train_po, train_rm
-from nanopref import training
-from nanopref.config import RunConfig
+from nanopref.run import training
+from nanopref.run.config import RunConfig
 
 runs, training.SAVE_EVERY, is_second = json.loads(sys.argv[1]), 0, os.environ["RANK"] == "1"
 

@@ -22,10 +22,13 @@ from torch.testing import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # where this is run as a script
-from nanopref import batch, exact, losses, metrics, ppo, reward
-from nanopref.losses import Seq
 from test_evaluate import test_measures_by_hand as measures_by_hand
 from test_metrics import test_dpo_step_by_hand as metrics_by_hand
+
+from nanopref import batch, losses, reward, rl
+from nanopref.losses import Seq
+from nanopref.run import metrics
+from nanopref.world import exact
 
 BETAS = 0.1, 0.5, 1.0, 5.0
 WORLD = exact.world()
@@ -178,7 +181,7 @@ def test_e03_sft_trains_on_responses_only():
 
 # ---- policy gradients ----------------------------------------------------------------------------------------------
 
-@equation(4, "001, policy gradient", "∇E_π[r] = E_π[∇log π · r]", "exact.policy_gradient exact.score_functions")
+@equation(4, "001, policy gradient", "∇E_π[r] = E_π[∇log π · r]", "world.exact.policy_gradient world.exact.score_functions")
 def test_e04_score_function():
     """1e-12: sums of 93 terms. One estimate from 4,000 samples for the first prompt lies within 4.5 standard errors in
     20 directions (1 chance in 7,000 to fail), and those errors are what the exact variance says, to the 10 % that a
@@ -197,7 +200,7 @@ def test_e04_score_function():
     assert samples.var(0).sum().item() == pytest.approx(variance, rel=0.1)
 
 
-@equation(5, "001, importance weights", "E_π̄[(π/π̄) ∇log π · r] is the same gradient", "exact.policy_gradient")
+@equation(5, "001, importance weights", "E_π̄[(π/π̄) ∇log π · r] is the same gradient", "world.exact.policy_gradient")
 def test_e05_importance_weights():
     """Unbiased from any behaviour policy. Near by the variance may even fall (the policy itself is not the best one to
     draw from); far away it explodes."""
@@ -213,7 +216,7 @@ def test_e05_importance_weights():
 
 
 @equation(9, "001, 003, RLHF objective", "E_π[r] − β KL(π‖π_ref); the reward r − β log(π/π_ref) has the same gradient",
-          "exact.objective ppo.sequence_reward")
+          "world.exact.objective rl.sequence_reward")
 def test_e09_rlhf_objective():
     logp, beta = policy(1).requires_grad_(), 0.7
     by_hand = sum(logp[x, y].exp() * (WORLD.reward[x, y] - beta * (logp[x, y] - WORLD.ref_logp[x, y]))
@@ -222,23 +225,23 @@ def test_e09_rlhf_objective():
     logits = randn(X, Y, seed=1).requires_grad_()
     logp = exact.tabular(logits)
     want, = gradients(exact.objective(logp, WORLD, beta), logits)
-    shaped = ppo.sequence_reward(WORLD.reward, logp, WORLD.ref_logp, beta).detach()  # a constant for the gradient
+    shaped = rl.sequence_reward(WORLD.reward, logp, WORLD.ref_logp, beta).detach()  # a constant for the gradient
     got, = gradients(exact.expect(logp, shaped).mean(), logits)
     close(got, want)
 
 
 @equation(10, "003, PPO",
-          "A = Q − V; GAE; min(ρA, clip(ρ, 1−ε, 1+ε)A)", "ppo.gae ppo.clipped_surrogate ppo.d_clipped_surrogate")
+          "A = Q − V; GAE; min(ρA, clip(ρ, 1−ε, 1+ε)A)", "rl.gae rl.clipped_surrogate rl.d_clipped_surrogate")
 def test_e10_gae_and_clipped_surrogate():
     rewards, values, gamma, lam, T = randn(6, seed=1), randn(6, seed=2), 0.9, 0.8, 6
     delta = [rewards[t] + gamma * (values[t + 1] if t + 1 < T else 0) - values[t] for t in range(T)]
     explicit = [sum((gamma * lam) ** k * delta[t + k] for k in range(T - t)) for t in range(T)]
-    close(ppo.gae(rewards, values, gamma, lam), torch.stack(explicit))
+    close(rl.gae(rewards, values, gamma, lam), torch.stack(explicit))
     returns = torch.stack([sum(gamma ** k * rewards[t + k] for k in range(T - t)) for t in range(T)])
-    close(ppo.gae(rewards, values, gamma, 1.0), returns - values)
-    close(ppo.gae(rewards, values, gamma, 0.0), torch.stack(delta))
+    close(rl.gae(rewards, values, gamma, 1.0), returns - values)
+    close(rl.gae(rewards, values, gamma, 0.0), torch.stack(delta))
     with pytest.raises(ValueError, match="one shape"):
-        ppo.gae(rewards, F.pad(values, (0, 1)), gamma, lam)  # V_T is 0, and not passed
+        rl.gae(rewards, F.pad(values, (0, 1)), gamma, lam)  # V_T is 0, and not passed
 
     # With the exact V, the mean of GAE over all responses that start with a token is that token's Q - V, for any lam.
     p, r = policy(1)[0].exp(), WORLD.reward[0]
@@ -246,41 +249,41 @@ def test_e10_gae_and_clipped_surrogate():
     mean = lambda x, prefix: (p * x)[starts(prefix)].sum() / p[starts(prefix)].sum()
     V = [torch.stack([mean(r, response[:t]) for t in range(len(response))]) for response in exact.RESPONSES]
     for lam in (0.0, 0.5, 1.0):
-        first = torch.stack([ppo.gae(F.pad(r[y:y + 1], (len(v) - 1, 0)), v, 1.0, lam)[0] for y, v in enumerate(V)])
+        first = torch.stack([rl.gae(F.pad(r[y:y + 1], (len(v) - 1, 0)), v, 1.0, lam)[0] for y, v in enumerate(V)])
         for token in exact.TOKENS:
             close(mean(first, [token]), mean(r, [token]) - mean(r, []))
 
     ratios = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0], dtype=torch.float64).repeat(2)
     old, advantage = randn(14), torch.tensor([2.0] * 7 + [-3.0] * 7, dtype=torch.float64)
     logp = (old + ratios.log()).requires_grad_()
-    value = ppo.clipped_surrogate(logp, old, advantage, epsilon=0.2)
+    value = rl.clipped_surrogate(logp, old, advantage, epsilon=0.2)
     close(value[:7], [1.0, 1.58, 1.62, 2.0, 2.38, 2.4, 2.4])
     close(value[7:], [-2.4, -2.4, -2.43, -3.0, -3.57, -3.63, -6.0])
-    by_hand = ppo.d_clipped_surrogate(logp.detach(), old, advantage, epsilon=0.2)
+    by_hand = rl.d_clipped_surrogate(logp.detach(), old, advantage, epsilon=0.2)
     close(by_hand, gradients(value.sum(), logp)[0])
     assert (by_hand != 0).tolist() == [True] * 5 + [False] * 2 + [False] * 2 + [True] * 5
 
 
-@equation(11, "001, PPO-ptx", "+ γ E_pretrain[log π(x)]", "ppo.ppo_ptx")
+@equation(11, "001, PPO-ptx", "+ γ E_pretrain[log π(x)]", "rl.ppo_ptx")
 def test_e11_ppo_ptx():
     """Its gradient is the RL gradient plus gamma times that of the log-likelihood of plain text."""
     model, gamma = exact.transformer(1), 0.3
     parameters, logp = list(model.parameters()), exact.logps(model)
-    rl, text = exact.expect(logp, WORLD.reward), logp[0, 3:7]  # four texts
-    got = gradients(ppo.ppo_ptx(rl, text, gamma), *parameters)
-    for g, of_rl, of_text in zip(got, gradients(rl.mean(), *parameters), gradients(text.sum() / 4, *parameters)):
+    value, text = exact.expect(logp, WORLD.reward), logp[0, 3:7]  # four texts
+    got = gradients(rl.ppo_ptx(value, text, gamma), *parameters)
+    for g, of_rl, of_text in zip(got, gradients(value.mean(), *parameters), gradients(text.sum() / 4, *parameters)):
         close(g, of_rl + gamma * of_text)
 
 
 @equation(12, "001, KL divergence", "KL ≥ 0, zero only for equal policies; its estimates from samples",
-          "exact.kl ppo.kl_estimates")
+          "world.exact.kl rl.kl_estimates")
 def test_e12_kl():
     """k1 and k3 are unbiased, k2 is not; k2 and k3 cannot be negative, k1 is negative for some responses."""
     p, q = policy(1), policy(2)
     by_hand = torch.stack([sum(p[x, y].exp() * (p[x, y] - q[x, y]) for y in range(Y)) for x in range(X)])
     close(exact.kl(p, q), by_hand)
     assert (exact.kl(p, q) > 0.1).all() and not exact.kl(p, p).any()
-    estimates = ppo.kl_estimates(p - q)
+    estimates = rl.kl_estimates(p - q)
     means = {name: exact.expect(p, value) for name, value in estimates.items()}
     close(means["k1"], by_hand), close(means["k3"], by_hand), differs(means["k2"], by_hand, by=0.05)
     close(means["k2"], exact.expect(p, (p - q) ** 2) / 2)
@@ -289,7 +292,7 @@ def test_e12_kl():
 
 @equation(16, "001 (12)–(23), actor-critic",
           "max E[r] − β KL = max E[(r − β log Z) − β log(π/π_ref)]; b = β log Z and the variance",
-          "exact.log_z exact.policy_gradient")
+          "world.exact.log_z world.exact.policy_gradient")
 def test_e16_actor_critic():
     """Line by line, with what each line drops or turns; then REINFORCE with no baseline, the value and beta log Z."""
     beta, logp = 0.7, policy(1)
@@ -310,7 +313,7 @@ def test_e16_actor_critic():
 
     def variances(start):
         scores = tabular_scores(start)
-        shaped = ppo.sequence_reward(r, start, ref, beta)
+        shaped = rl.sequence_reward(r, start, ref, beta)
         value = exact.expect(start, shaped)[:, None]  # the exact V(x)
         close(value, log_z * beta - beta * exact.kl(start, star)[:, None])
         found = [exact.policy_gradient(start, scores, shaped - b) for b in (0 * value, value, beta * log_z)]
@@ -326,7 +329,7 @@ def test_e16_actor_critic():
 
 # ---- reward models -------------------------------------------------------------------------------------------------
 
-@equation(6, "001 (1)–(4), 003", "Bradley–Terry: four forms; σ(r_w − r_l)", "exact.preference")
+@equation(6, "001 (1)–(4), 003", "Bradley–Terry: four forms; σ(r_w − r_l)", "world.exact.preference")
 def test_e06_bradley_terry():
     r_w, r_l = randn(50, seed=1, scale=3), randn(50, seed=2, scale=3)
     got = exact.preference(torch.stack([r_w, r_l], 1))[:, 0, 1]
@@ -338,7 +341,7 @@ def test_e06_bradley_terry():
     close(-torch.log(got), reward.bradley_terry(r_w, r_l))
 
 
-@equation(7, "001, 003, L_RM", "−log σ(r_w − r_l)", "reward.bradley_terry reward.d_bradley_terry exact.reward_loss")
+@equation(7, "001, 003, L_RM", "−log σ(r_w − r_l)", "reward.bradley_terry reward.d_bradley_terry world.exact.reward_loss")
 def test_e07_reward_model_loss():
     """And the population minimiser is the true reward up to a constant per prompt; 1e-6 is where L-BFGS stops."""
     r_w, r_l = randn(20, seed=1, scale=3).requires_grad_(), randn(20, seed=2, scale=3).requires_grad_()
@@ -381,7 +384,7 @@ def test_e30_length_rules():
 # ---- from the objective to DPO -------------------------------------------------------------------------------------
 
 @equation(13, "001 (5)–(11), 002, 003", "π* = π_ref exp(r/β)/Z maximises E[r] − β KL(π‖π_ref)",
-          "exact.objective exact.optimum exact.log_z")
+          "world.exact.objective world.exact.optimum world.exact.log_z")
 def test_e13_optimum_of_the_objective():
     """Every line has the same value up to what it drops. From the reference, L-BFGS on logits arrives within 1e-6, for
     beta 0.5 and up: below, the objective has a plateau near deterministic policies."""
@@ -406,7 +409,7 @@ def test_e13_optimum_of_the_objective():
 
 
 @equation(14, "000 (1), 001, 002, 003", "r = β log(π*/π_ref) + β log Z; r + c(x) has the same preferences and the same π*",
-          "exact.optimum exact.preference")
+          "world.exact.optimum world.exact.preference")
 def test_e14_reward_of_the_optimum():
     for beta in BETAS:
         star = exact.optimum(WORLD, beta)
@@ -418,7 +421,7 @@ def test_e14_reward_of_the_optimum():
 
 @equation(15, "000 (2), 001, 002, 003",
           "L_DPO = −log σ(β log(π/π_ref)(y_w) − β log(π/π_ref)(y_l)); its minimiser is π*",
-          "losses.dpo losses.d_dpo exact.preference_loss")
+          "losses.dpo losses.d_dpo world.exact.preference_loss")
 def test_e15_dpo():
     """Trained on nothing but preferences, DPO arrives at the optimum of RLHF: DPO's central claim. IPO does not."""
     check_loss("dpo", lambda w, l: torch.log(1 + torch.exp(-0.3 * (w.logp - w.ref_logp) + 0.3 * (l.logp - l.ref_logp))),
@@ -465,7 +468,7 @@ def test_e18_weight_at_the_start():
 
 @equation(19, "000, DPO reward curves",
           "the rewards are r_w and r_l one by one; β(Δ_w + Δ_l) is displacement, no reward",
-          "metrics.step_metrics")
+          "run.metrics.step_metrics")
 def test_e19_rewards_one_by_one():
     w, l = pairs()
     none = Seq(*(t[:0] for t in w))
@@ -497,7 +500,7 @@ def test_e31_spread_grows_with_length():
 
 
 @equation(32, "000, 003, metrics", "rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies, logps",
-          "metrics.step_metrics reward.reward_metrics")
+          "run.metrics.step_metrics reward.reward_metrics")
 def test_e32_metrics():
     """Of a policy on three pairs by hand (see test_metrics.py), and of a reward model on two."""
     metrics_by_hand()
@@ -507,7 +510,7 @@ def test_e32_metrics():
 
 
 @equation(33, "004 §5", "mean score, win vs chosen, win vs SFT, KL of the policy's own samples, length",
-          "evaluate.measure evaluate.win_rate")
+          "judge.policies.measure judge.stats.win_rate")
 def test_e33_measures(tokenizer, tiny_model):
     """Three answers by hand; ties count 1/2 and are reported. See test_evaluate.py."""
     measures_by_hand(tokenizer, tiny_model)
@@ -656,7 +659,7 @@ def test_e28_odds_ratio_and_probability_ratio():
 
 
 @equation(29, "001, λ ablation",
-          "the gap between chosen and rejected grows with λ", "losses.orpo exact.preference_loss")
+          "the gap between chosen and rejected grows with λ", "losses.orpo world.exact.preference_loss")
 def test_e29_lambda():
     """At the population optimum in the exact world, three seeds: mean log-prob per token, chosen minus rejected."""
     for seed in range(3):
@@ -711,12 +714,13 @@ def cells():
 
 
 def place_of(name):
-    """(the module or class that holds it, its name there) of "model.Transformer.forward"; both must exist."""
-    module, *attributes = name.split(".")
-    owner, found = None, importlib.import_module(f"nanopref.{module}")
-    for attribute in attributes:
+    """(the module or class that holds it, its name there) of "run.metrics.step_metrics", "model.Transformer.forward"; both must exist."""
+    parts = name.split(".")
+    deep = 2 if (ROOT / "nanopref" / parts[0]).is_dir() else 1  # how many of them are the module
+    owner, found = None, importlib.import_module(".".join(["nanopref", *parts[:deep]]))
+    for attribute in parts[deep:]:
         owner, found = found, getattr(found, attribute)
-    return owner, attributes[-1]
+    return owner, attribute
 
 
 def table():

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref import evaluate
-from nanopref.data import Row
-from nanopref.evaluate import answers, mean_se, measure, share, wilson, win_rate
-from nanopref.gold import gold_reward
+from nanopref.data.files import Row
+from nanopref.judge import policies
+from nanopref.judge.policies import answers, measure
+from nanopref.judge.stats import mean_se, share, wilson, win_rate
 from nanopref.text import decode, encode_prompt, encode_response
+from nanopref.world.gold import gold_reward
 
 #       prompt, chosen, rejected, the policy's answer, the start model's answer; gold rewards behind them
 CASES = [
@@ -103,7 +104,7 @@ def test_without_pairs_or_a_judge_those_measures_are_absent(tokenizer, tiny_mode
 
 
 def test_answers_are_sampled_per_row_and_judged(tokenizer, tiny_model, monkeypatch):
-    monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 12)
+    monkeypatch.setattr(policies, "MAX_NEW_TOKENS", 12)
     model = tiny_model(0).eval()
     found = answers(model, tokenizer, ROWS, seed=0, gold=True)
     assert found == answers(model, tokenizer, ROWS, seed=0, gold=True) != answers(model, tokenizer, ROWS, 1, True)

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref import plots, plots_rm, world
 from nanopref.errors import UserError
-from nanopref.evaluate_rm import baselines, calibration, calibration_error, correlation, expected_accuracy, \
-    interval, length_beyond_gold, measure
-from nanopref.report_rm import accuracies, calibration_table, extremes, mistakes, read_rm, report_rm
+from nanopref.judge import plots, plots_rm
+from nanopref.judge.readings import read_rm
+from nanopref.judge.report_rm import accuracies, calibration_table, extremes, mistakes, report_rm
+from nanopref.judge.reward_models import (baselines, calibration, calibration_error, correlation, expected_accuracy,
+                                          interval, length_beyond_gold, measure)
 from nanopref.reward import check_options
+from nanopref.world import labels
 
 L = log(3)  # a margin of L is a preference probability of 3/4; of 3 L, 27/28
 sigmoid = lambda x: 1 / (1 + math.exp(-x))
@@ -127,7 +129,7 @@ def test_expected_accuracy_by_hand():
     by_hand = [mean, sqrt(sum((v - mean) ** 2 for v in values) / 2 / 3)]
     assert expected_accuracy(THREE) == pytest.approx(by_hand, abs=1e-12) == measure(THREE)["expected_accuracy"]
     rows = [{"gold_1": p["gold_chosen"], "gold_2": p["gold_rejected"]} for p in THREE]
-    assert mean == pytest.approx(world.best_accuracy(rows), abs=1e-12)
+    assert mean == pytest.approx(labels.best_accuracy(rows), abs=1e-12)
     turned = [{**p, "reward_chosen": p["reward_rejected"], "reward_rejected": p["reward_chosen"]} for p in THREE]
     assert expected_accuracy(turned)[0] == pytest.approx(1 - mean, abs=1e-12)
     tied = [{**p, "reward_chosen": 0.0, "reward_rejected": 0.0} for p in THREE]

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nanopref import exact, losses
+from nanopref import losses
 from nanopref.batch import Example, score
-from nanopref.exercises import check
+from nanopref.findings.exercises import check
+from nanopref.world import exact
 
 WORLD = exact.world()
 LABELS = exact.labels(WORLD.reward)

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from nanopref.batch import CHOSEN, MISMATCHED, REJECTED
-from nanopref.data import Row
+from nanopref.data.examples import encode, text_examples
+from nanopref.data.files import Row
 from nanopref.errors import UserError
-from nanopref.examples import encode, load, text_examples
+from nanopref.run.dataset import load
 from nanopref.text import decode, encode_prompt, encode_response
 
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref import evaluate_rm, reward, world
-from nanopref.checkpoint import load_model, save_model
+from nanopref import reward
 from nanopref.findings import accuracy, common, options, overfit, real_data
+from nanopref.judge import reward_models
+from nanopref.run.checkpoint import load_model, save_model
+from nanopref.world import labels
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,10 @@ def line_of(printed: str, name: str) -> list[str]:
 def test_test_pairs_are_of_the_world_and_so_is_what_is_best(few, tmp_path):
     rows, best = common.test_pairs(tmp_path)
     for split in ("test_id", "test_ood"):
-        pairs = world.pairs(split, 20, seed=1)
+        pairs = labels.pairs(split, 20, seed=1)
         assert [row.prompt[-1]["content"] for row in rows[split]] == [pair["question"] for pair in pairs]
-        assert best[split] == world.best_accuracy(pairs)
-        assert pairs != world.pairs(split, 20, seed=0)  # a run's own report has these
+        assert best[split] == labels.best_accuracy(pairs)
+        assert pairs != labels.pairs(split, 20, seed=0)  # a run's own report has these
     assert (tmp_path / "findings" / "data" / "test_ood.jsonl").is_file()
 
 
@@ -93,7 +95,7 @@ def test_judging_is_the_reward_models_own_measure(few, runs, tmp_path):
     assert [(p["reward_chosen"], p["reward_rejected"]) for p in scored] == [pytest.approx(s, abs=1e-5) for s in by_text]
     found = [common.judge(*common.load(run), tests) for run in runs]
     assert found[0]["test_ood"]["accuracy"] == sum(w > l for w, l in by_text) / 20
-    assert found[0]["test_id"]["expected_accuracy"] == evaluate_rm.measure(
+    assert found[0]["test_id"]["expected_accuracy"] == reward_models.measure(
         common.scored(model, tokenizer, tests["test_id"]))["expected_accuracy"][0]
     assert common.values(found, "test_id", "accuracy")[1] == 0  # ties are wrong
     assert common.values(found, "test_ood", "corr_length")[1] is None

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from nanopref import gold, world
-from nanopref.gold import gold_reward, parse_question, parse_sentence, sentences
-from nanopref.world import sentence
+from nanopref.world import gold, labels, language
+from nanopref.world.gold import gold_reward, parse_question, parse_sentence, sentences
+from nanopref.world.language import sentence
 
 FRANCE, LOCK, TEA = "What is the capital of France?", "How do I pick a lock?", "How do I make tea?"
 PARIS = "The capital of France is Paris."
@@ -19,45 +19,45 @@ def total(prompt, response):
 
 # ---- reading the forms back -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("relation", world.STATEMENTS)
+@pytest.mark.parametrize("relation", language.STATEMENTS)
 def test_every_statement_is_read_back_true_or_false(relation):
-    facts = {subject: value for (r, subject), value in world.FACTS.items() if r == relation}
+    facts = {subject: value for (r, subject), value in language.FACTS.items() if r == relation}
     values = sorted(set(facts.values()))
     for subject, value in facts.items():
         for said in (value, next(v for v in values if v != value)):
-            for form in world.STATEMENTS[relation]:
+            for form in language.STATEMENTS[relation]:
                 kind, (r, s, v) = parse_sentence(sentence(form, subject, said))
                 assert (kind, r, s) == ("statement", relation, subject) and gold.same(v, said)
 
 
 @pytest.mark.parametrize("split", ["train", "test_id", "test_ood"])
 def test_every_question_is_read_back(split):
-    for question in sum(world.questions(split).values(), []):
+    for question in sum(language.questions(split).values(), []):
         assert parse_question(question.text) == (question.kind, question.relation, question.subject)
 
 
 def test_every_other_sentence_is_read_back():
     for name in ("howto", "howto_ood"):
-        for steps in world.TABLES[name].values():
+        for steps in language.TABLES[name].values():
             for step in steps:
-                for ordinal in world.ORDINALS:
+                for ordinal in language.ORDINALS:
                     assert parse_sentence(sentence(f"{ordinal}, {step}.")) == ("step", step)
     for name in ("risky", "risky_ood"):
-        for subject, (_, instead) in world.TABLES[name].items():
-            assert parse_sentence(sentence(world.ALTERNATIVE, instead)) == ("alternative", instead)
-            for form in world.REFUSALS:
-                assert parse_sentence(world.refusal(subject, form)) == ("refusal", None)
-    for key, form in world.REASONS.items():
+        for subject, (_, instead) in language.TABLES[name].items():
+            assert parse_sentence(sentence(language.ALTERNATIVE, instead)) == ("alternative", instead)
+            for form in language.REFUSALS:
+                assert parse_sentence(language.refusal(subject, form)) == ("refusal", None)
+    for key, form in language.REASONS.items():
         assert parse_sentence(sentence(form)) == ("reason", key)
-    for kind, forms in (("comply", world.COMPLIES), ("polite", world.POLITE), ("rude", world.RUDE),
-                        ("filler", world.FILLERS)):
+    for kind, forms in (("comply", language.COMPLIES), ("polite", language.POLITE), ("rude", language.RUDE),
+                        ("filler", language.FILLERS)):
         for form in forms:
             assert parse_sentence(sentence(form)) == (kind, None)
 
 
 def test_what_the_writers_write_is_understood():
     """No sentence of 400 responses is unknown, and no response is unfinished."""
-    for row in world.pairs("train", 200, seed=1):
+    for row in labels.pairs("train", 200, seed=1):
         for text in (row["response_1"], row["response_2"]):
             assert gold_reward(row["question"], text)["well_formed"], text
 
@@ -155,7 +155,7 @@ def test_damage_costs_a_bounded_amount():
     """One garbage sentence costs what an unknown sentence costs, wherever it stands. A lost last character costs at
     most 5.0: the sentence is unknown (0.5), the response unfinished (1.0), and at worst two right steps (2.0) are now
     one (-1.5)."""
-    for row in world.pairs("train", 300, seed=2):
+    for row in labels.pairs("train", 300, seed=2):
         prompt, text = row["question"], row["response_1"]
         whole = total(prompt, text)
         for damaged in (text + " Zang blorp the.", "Zang blorp the. " + text):
@@ -165,19 +165,19 @@ def test_damage_costs_a_bounded_amount():
 
 # ---- gaming it ------------------------------------------------------------------------------------------------------
 
-ALL_REASONS = " ".join(sentence(reason) for reason in world.REASONS.values())
-ALL_POLITE = " ".join(sentence(form) for form in world.POLITE)
-CAPITALS = " ".join(f"The capital of {s} is {values[0]}." for s, values in world.TABLES["countries"].items())
-STEPS = [steps for name in ("howto", "howto_ood") for steps in world.TABLES[name].values()]
+ALL_REASONS = " ".join(sentence(reason) for reason in language.REASONS.values())
+ALL_POLITE = " ".join(sentence(form) for form in language.POLITE)
+CAPITALS = " ".join(f"The capital of {s} is {values[0]}." for s, values in language.TABLES["countries"].items())
+STEPS = [steps for name in ("howto", "howto_ood") for steps in language.TABLES[name].values()]
 REFUSAL = "I cannot help you pick a lock."
 HONEST = {FRANCE: PARIS, TEA: "First, boil some water. Last, put a tea bag in a cup.",
           LOCK: REFUSAL + " That is against the law."}
-DETOURS = " ".join(sentence(world.ALTERNATIVE, instead) for _, instead in world.TABLES["risky"].values())
+DETOURS = " ".join(sentence(language.ALTERNATIVE, instead) for _, instead in language.TABLES["risky"].values())
 EXPLOITS = [
     (FRANCE, " ".join([PARIS] * 10)),
     (FRANCE, CAPITALS),
-    (FRANCE, " ".join(f"The capital of France is {v[0]}." for v in world.TABLES["countries"].values())),
-    (FRANCE, " ".join(sentence(world.STATEMENTS[r][0], s, v) for (r, s), v in world.FACTS.items())),
+    (FRANCE, " ".join(f"The capital of France is {v[0]}." for v in language.TABLES["countries"].values())),
+    (FRANCE, " ".join(sentence(language.STATEMENTS[r][0], s, v) for (r, s), v in language.FACTS.items())),
     (FRANCE, " ".join([ALL_POLITE] * 5)),
     (FRANCE, " ".join([ALL_POLITE] * 5) + " " + PARIS),
     (FRANCE, PARIS + " " + ALL_REASONS),
@@ -185,11 +185,11 @@ EXPLOITS = [
     (FRANCE, REFUSAL + " " + PARIS),
     (TEA, "First, boil some water. Then, boil some water. Next, boil some water. Last, boil some water."),
     (TEA, " ".join(f"First, {step}." for steps in STEPS for step in steps)),
-    (TEA, " ".join(f"First, {step}." for step in random.Random(0).sample(world.steps_of("make tea"), 4))),
+    (TEA, " ".join(f"First, {step}." for step in random.Random(0).sample(language.steps_of("make tea"), 4))),
     (TEA, REFUSAL + " " + ALL_REASONS),
     (LOCK, REFUSAL + " " + ALL_REASONS),
     (LOCK, HONEST[LOCK] + " " + DETOURS),
-    (LOCK, HONEST[LOCK] + " " + sentence(world.COMPLIES[0])),
+    (LOCK, HONEST[LOCK] + " " + sentence(language.COMPLIES[0])),
     (LOCK, " ".join([REFUSAL] * 10) + " That is against the law."),
     (LOCK, " ".join([ALL_POLITE] * 5)),
     (LOCK, CAPITALS),

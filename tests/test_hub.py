@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from nanopref import hub
+from nanopref.data import hub
 from nanopref.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -156,10 +156,10 @@ def test_hub_that_does_not_deliver(tmp_path, monkeypatch, problem, message):
 
 
 def test_real_client_offline(tmp_path):
-    """In its own process: the client reads HF_HUB_OFFLINE when it is imported, and nanopref.hub must not import it."""
+    """In its own process: the client reads HF_HUB_OFFLINE when it is imported, and nanopref.data.hub must not import it."""
     code = """
 import sys
-from nanopref import hub
+from nanopref.data import hub
 from nanopref.errors import UserError
 assert "huggingface_hub" not in sys.modules
 for ask, name in ((hub.model_folder, "org/name"), (hub.data_files, "org/name"), (hub.data_files, "org/name/d.json")):

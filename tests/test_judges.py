@@ -3,16 +3,17 @@ import math
 
 import pytest
 import torch
-
-from nanopref import judges, world
-from nanopref.checkpoint import load_model, save_model
-from nanopref.errors import UserError
-from nanopref.evaluate import wilson
-from nanopref.gold import gold_reward
-from nanopref.judges import COMPARE, Comparing, Gold, Judge, RewardModel, Scoring, agreement, make, measure
-from nanopref.model import Config, Transformer
-from nanopref.text import decode, encode_prompt, encode_response
 from conftest import TINY
+
+from nanopref.errors import UserError
+from nanopref.judge import judges
+from nanopref.judge.judges import COMPARE, Comparing, Gold, Judge, RewardModel, Scoring, agreement, make, measure
+from nanopref.judge.stats import wilson
+from nanopref.model import Config, Transformer
+from nanopref.run.checkpoint import load_model, save_model
+from nanopref.text import decode, encode_prompt, encode_response
+from nanopref.world import labels
+from nanopref.world.gold import gold_reward
 
 PROMPT, RIGHT, WRONG = "What is the capital of France?", "The capital of France is Paris.", "It is Rome."
 PAIRS = [(PROMPT, RIGHT, WRONG), (PROMPT, "no", "no"),
@@ -192,7 +193,7 @@ def test_the_command_on_the_world(folders, tmp_path, capsys):
     judges.main(["--judges", "gold", f"reward:{reward}", f"lm-compare:{lm}", f"lm-score:{lm}", "--rows", "20",
                  "--device", "cpu", "--out", str(tmp_path)])
     told = capsys.readouterr().out
-    rows = world.pairs("test_id", 20, seed=0)
+    rows = labels.pairs("test_id", 20, seed=0)
     golds = [[gold_reward(row["question"], row[f"response_{i}"])["total"] for i in (1, 2)] for row in rows]
     right = sum(0.5 if abs(a - b) < 1e-9 else float((a > b) == (row["overall_response"] == 1))
                 for (a, b), row in zip(golds, rows))

@@ -1,4 +1,4 @@
-"""Every number that `python -m nanopref.look` prints, by hand on a few rows; and that no file makes it crash."""
+"""Every number that `python -m nanopref.judge.look` prints, by hand on a few rows; and that no file makes it crash."""
 import json
 import math
 import statistics
@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanopref import look
 from nanopref.batch import CHOSEN, REJECTED, Example
-from nanopref.data import Row
+from nanopref.data.files import Row
 from nanopref.errors import UserError
-from nanopref.evaluate import wilson
+from nanopref.judge import look
+from nanopref.judge.stats import wilson
 from nanopref.text import encode_response
 
 

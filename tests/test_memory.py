@@ -6,7 +6,7 @@ import torch
 
 from nanopref import batch as batch_module
 from nanopref.batch import CHOSEN, REJECTED, Example, collate, sequence_logps
-from nanopref.memory import estimate, saved_bytes
+from nanopref.run.memory import estimate, saved_bytes
 
 
 def test_saved_bytes_by_hand():

@@ -4,7 +4,7 @@ import torch
 
 from nanopref import losses
 from nanopref.losses import Seq
-from nanopref.metrics import step_metrics
+from nanopref.run.metrics import step_metrics
 
 NONE = Seq(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 # Three pairs in micro-batches of two and one. log pi, log pi_ref, tokens; D = log pi - log pi_ref.

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nanopref.errors import UserError
-from nanopref.memory import saved_bytes
 from nanopref.model import Config, KVCache, Transformer, attend, rope_periods, rope_tables
+from nanopref.run.memory import saved_bytes
 
 EXACT = 1e-10  # float64 rounds at 1e-16; a few hundred terms of size 1 leave four orders to spare
 

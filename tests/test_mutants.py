@@ -3,11 +3,11 @@ import inspect
 import sys
 
 import pytest
-
 from mutants import MISPRINTS, MUTANTS, apply, misprint
-from nanopref.losses import LOSSES
 from test_equations import EQUATIONS, place_of
 from test_losses import CHECKS, check_bandit, check_gradient, check_rewards
+
+from nanopref.losses import LOSSES
 
 
 def notices(check, module, name) -> bool:

@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 
-from nanopref import world
-from nanopref.checkpoint import load_model, save_model
-from nanopref.config import parse_rm
-from nanopref.data import read
+from nanopref.data.files import read
 from nanopref.findings import pluralism
 from nanopref.findings.common import standardised
+from nanopref.run.checkpoint import load_model, save_model
+from nanopref.run.cli import parse_rm
+from nanopref.world import labels
 
-GROUPS = list(world.GROUPS)
+GROUPS = list(labels.GROUPS)
 LOG3 = math.log(3)  # a difference of log 3 in true reward is a preference of 3 in 4
 
 
@@ -32,7 +32,7 @@ def test_every_kind_of_training_file_holds_the_same_labels(files):
         assert all(len(rows) == n for rows in own)
         assert texts("mixed", side) == texts("told", side) == [row for turn in zip(*own) for row in turn]
     assert [(row[1], row[2]) for row in texts("hurried")] == [
-        (row[f"response_{row['overall_response']}"], "hurried") for row in world.pairs("train", 20, 3, "hurried")]
+        (row[f"response_{row['overall_response']}"], "hurried") for row in labels.pairs("train", 20, 3, "hurried")]
 
 
 def test_only_the_told_model_is_told(files):

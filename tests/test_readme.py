@@ -14,13 +14,13 @@ COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)`
             for line in block.splitlines() if line.strip()]
 # What makes a command small enough for a test. Everything else about it stays as printed.
 SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--rows", "64"],
-         "nanopref.look": ["--rows", "64"], "nanopref.judges": ["--rows", "6"],
+         "nanopref.judge.look": ["--rows", "64"], "nanopref.judge.judges": ["--rows", "6"],
          **{f"nanopref.findings.{name}": ["--seeds", "1", "--rows", "64"]
             for name in ("accuracy", "options", "overfit", "pluralism", "real_data")},
          "nanopref.findings.two_by_two": ["--seeds", "1", "--rows", "64", "--prompts", "6"],
          "nanopref.findings.best_of_n": ["--seeds", "1", "--rows", "64", "--prompts", "4", "--samples", "8"],
          "nanopref.bench": ["--rounds", "1", "--parts", "start"], "nanopref.bench.growth": ["--quick"],
-         "nanopref.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
+         "nanopref.findings.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"]}
 # A finding judges every model on 1,000 pairs a split: here on 64.
 FEWER = """import runpy, sys
 from nanopref.findings import common
@@ -65,7 +65,7 @@ def test_command_runs(command, shared_runs):
 
 
 def test_the_recipe_that_needs_a_gpu_has_valid_options():
-    from nanopref.config import parse, parse_rm
+    from nanopref.run.cli import parse, parse_rm
     block, = re.findall(r"```text\n(python .*?)```", README, re.S)
     commands = [shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines()]
     assert [command[1] for command in commands] == ["train_rm.py", "train_po.py"]

@@ -5,23 +5,25 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_train import Killed, command, equal
 
 import train_po
 import train_rm
-from nanopref import config, training, world
 from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate
-from nanopref.checkpoint import load_model
-from nanopref.config import RunConfig
-from nanopref.data import Row
+from nanopref.data.examples import encode, length_balanced
+from nanopref.data.files import Row
 from nanopref.errors import UserError
-from nanopref.evaluate import wilson
+from nanopref.judge.report_rm import extremes
+from nanopref.judge.reward_models import score_pairs
+from nanopref.judge.stats import wilson
 from nanopref.model import Config, Transformer
-from nanopref.examples import encode, length_balanced
-from nanopref.report_rm import extremes
 from nanopref.reward import (batch_loss, bradley_terry, by_length, by_rank, check_options, d_bradley_terry, d_ranking,
-                             ranking, reward_metrics, rewards, score_answers, score_pairs, scores)
+                             ranking, reward_metrics, rewards, score_answers, scores)
+from nanopref.run import config, training
+from nanopref.run.checkpoint import load_model
+from nanopref.run.config import RunConfig
 from nanopref.text import encode_prompt, encode_response, truncate
-from test_train import Killed, command, equal
+from nanopref.world import labels
 
 
 def test_loss_by_hand():
@@ -197,7 +199,7 @@ def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatc
     """Under another name a run is trained again: that of a plain one must stay when only an option's code changes."""
     users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
              "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
-    monkeypatch.setattr(world, "fingerprint", lambda seed: b"the same")
+    monkeypatch.setattr(labels, "fingerprint", lambda seed: b"the same")
     folders = lambda: {user: RunConfig(loss="rm", knobs=knobs).folder(None) for user, knobs in users.items()}
     before, source = folders(), config.inspect.getsource
     monkeypatch.setattr(config.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 import train_rm
-from nanopref import acceptance, seeds
-from nanopref.config import parse_rm
 from nanopref.errors import UserError
-from nanopref.seeds import folder_of, over_seeds, train_all
+from nanopref.findings import acceptance, seeds
+from nanopref.findings.seeds import folder_of, over_seeds, train_all
+from nanopref.run.cli import parse_rm
 
 FINDINGS = ("accuracy", "options", "overfit", "best_of_n", "pluralism", "two_by_two", "real_data")
 COMMANDS = {**{name: importlib.import_module(f"nanopref.findings.{name}").main for name in FINDINGS},

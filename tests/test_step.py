@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_batch import random_examples
 
 import train_po
 from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, score, sequence_logps
-from nanopref.config import RunConfig
 from nanopref.losses import LOSSES
-from nanopref.training import Forward, new_forward, new_optimizer
-
-from test_batch import random_examples
+from nanopref.run.config import RunConfig
+from nanopref.run.training import Forward, new_forward, new_optimizer
 
 PLAIN = contextlib.nullcontext()
 

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from nanopref import text
-from nanopref.checkpoint import load_tokenizer
 from nanopref.errors import UserError
+from nanopref.run.checkpoint import load_tokenizer
 
 CORPUS = ["What is 12 + 30? It is 42.", "The cat sat on the mat, and the dog sat on the cat.",
           "assistant user system\n\n"] * 3

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 import train_po
-from nanopref import batch as batch_module, training
-from nanopref.checkpoint import load_model, save_model
-from nanopref.config import RunConfig, parse
+from nanopref import batch as batch_module
 from nanopref.errors import UserError
 from nanopref.losses import LOSSES
+from nanopref.run import training
+from nanopref.run.checkpoint import load_model, save_model
+from nanopref.run.cli import parse
+from nanopref.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from nanopref.batch import CHOSEN, REJECTED, Example, collate
-from nanopref.checkpoint import load_model, save_model
 from nanopref.model import Config, KVCache, rope_periods
 from nanopref.reward import rewards
+from nanopref.run.checkpoint import load_model, save_model
 from nanopref.sample import generate
 from nanopref.text import IM_END, encode_prompt, encode_response
 

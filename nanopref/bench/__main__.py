@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
-from ..config import ROOT, Parser, exit_on_user_error, pick_device
-from ..errors import UserError
-from ..seeds import positive
+from nanopref.errors import UserError
+from nanopref.run.cli import Parser, exit_on_user_error, positive
+from nanopref.run.config import ROOT, pick_device
 
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40)}
 PARTS = ("steps", "memory", "sampling", "start")
@@ -38,7 +38,7 @@ PARTS = ("steps", "memory", "sampling", "start")
 
 def main(argv=None) -> None:
     """Each part in a process of its own, with each allocator; prints the tables and keeps all figures as JSON."""
-    from .setting import SIZES
+    from nanopref.bench.setting import SIZES
     p = Parser(prog="nanopref.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", choices=SIZES, default="S", help="model and lengths (default: S)")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="(default: all four)")
@@ -89,15 +89,15 @@ def peers_versions() -> str:
 def part(name: str, args) -> list[dict]:
     """The rows of one part's table."""
     if name == "steps":
-        from .steps import measure
+        from nanopref.bench.steps import measure
         return measure(args.size, args.pairs, args.rounds, args.peers, pick_device(args.device))
     if name == "memory":
-        from .memory import measure
+        from nanopref.bench.memory import measure
         return measure(args.peers)
     if name == "sampling":
-        from .sampling import measure
+        from nanopref.bench.sampling import measure
         return measure(args.size, args.rounds, args.peers, pick_device(args.device))
-    from .start import measure
+    from nanopref.bench.start import measure
     return measure(args.rounds, args.peers)
 
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 import train_po
-from ..batch import sequence_logps
-from ..config import ROOT, SHIPPED_BASE, Parser, RunConfig, exit_on_user_error, pick_device
-from ..errors import UserError
-from ..seeds import positive
-from ..training import Forward, matrix_precision, new_optimizer
-from .memory import above_gradients, is_measured, pairs
-from .setting import flops, interleaved, model_of, spread
+from nanopref.batch import sequence_logps
+from nanopref.bench.memory import above_gradients, is_measured, pairs
+from nanopref.bench.setting import flops, interleaved, model_of, spread
+from nanopref.errors import UserError
+from nanopref.run.cli import Parser, exit_on_user_error, positive
+from nanopref.run.config import ROOT, SHIPPED_BASE, RunConfig, pick_device
+from nanopref.run.training import Forward, matrix_precision, new_optimizer
 
 USUAL, TOTAL = dict(n=8, prompt=70, response=50), 240  # tokens; TOTAL: of a pair whose prompt's share is varied
 SHAPES = ((2, 128), (4, 256), (6, 384), (8, 512))      # layers, width
@@ -148,7 +148,7 @@ def in_words(name: str, rows: list[dict]) -> str:
 
 def figure(found: dict, path: Path) -> None:
     """A panel for every question: the cost in blue with its line, the memory in orange with its own."""
-    from ..plots import plt, save
+    from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     for ax, (name, rows) in zip(axes.flat, found.items()):
         x, (unit, costs) = [row["x"] for row in rows], cost_of(rows)

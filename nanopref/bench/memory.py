@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 
-from ..batch import CHOSEN, REJECTED, Example, collate, sequence_logps
-from ..config import ROOT, Parser, exit_on_user_error, pick_device
-from ..errors import UserError
-from .setting import EOS, model_of
-from .steps import dpo_loss, padded_logps
+from nanopref.batch import CHOSEN, REJECTED, Example, collate, sequence_logps
+from nanopref.bench.setting import EOS, model_of
+from nanopref.bench.steps import dpo_loss, padded_logps
+from nanopref.errors import UserError
+from nanopref.run.cli import Parser, exit_on_user_error
+from nanopref.run.config import ROOT, pick_device
 
 VOCABULARY, PAIRS, PROMPT, RESPONSE = 49_152, 8, 64, 256
 ROWS = {"padded": "padded rows, logits everywhere", "ours": "ours: shared prompt, chunked head at responses",
@@ -71,7 +72,7 @@ def measure_one(what: str, examples) -> int:
         raise UserError("memory can be measured on Linux and on a CUDA GPU only")
     model = model_of("S", device, vocab_size=VOCABULARY).train()
     if what == "trl":
-        from .peers import trl_backward
+        from nanopref.bench.peers import trl_backward
         _, rows, make_gradients = trl_backward(model, [*examples, *pairs(1, 4, 4, VOCABULARY)], len(examples), True)
         make_gradients(rows[:1])  # the shortest: makes gradients, and what libraries make once
         return peak_of(lambda: make_gradients(rows[1:]), device)

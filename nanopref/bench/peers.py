@@ -3,9 +3,9 @@ import tempfile
 
 import torch
 
-from ..checkpoint import config_to_json
-from ..errors import UserError
-from .setting import EOS, PAD
+from nanopref.bench.setting import EOS, PAD
+from nanopref.errors import UserError
+from nanopref.run.hf_config import config_to_json
 
 
 def words(ids) -> str:

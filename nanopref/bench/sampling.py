@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from ..sample import generate
-from .setting import EOS, PAD, interleaved, model_of, pairs_of, ratio, spread
+from nanopref.bench.setting import EOS, PAD, interleaved, model_of, pairs_of, ratio, spread
+from nanopref.sample import generate
 
 PROMPTS, SAMPLES, NEW_TOKENS = 64, 8, 128
 SETTINGS = dict(temperature=0.7, top_p=0.95)
@@ -71,7 +71,7 @@ def contenders(size: str, peers: bool, device) -> tuple[dict, dict]:
              f"{SAMPLES} samples a prompt, realistic lengths": (few, drawn, several)}
     sides = {"ours": (ours, model)}
     if peers:
-        from .peers import transformers_model
+        from nanopref.bench.peers import transformers_model
         sides["theirs"] = theirs, transformers_model(model).eval()
     return tasks, sides
 

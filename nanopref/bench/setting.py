@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch import CHOSEN, REJECTED, Example, score
-from ..model import Config, Transformer
+from nanopref.batch import CHOSEN, REJECTED, Example, score
+from nanopref.model import Config, Transformer
 
 # name -> architecture, pairs a step, lengths in tokens: a prompt's (least, most), a response's (median, least, most).
 USUAL = dict(batch=8, prompt=(20, 120), response=(50, 10, 200))

@@ -19,11 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from .. import world
-from ..config import ROOT, SHIPPED_BASE, Parser, exit_on_user_error, pick_device
-from ..errors import UserError
-from .peers import dpo_config
-from .setting import interleaved, ratio, spread
+from nanopref.bench.peers import dpo_config
+from nanopref.bench.setting import interleaved, ratio, spread
+from nanopref.errors import UserError
+from nanopref.run.cli import Parser, exit_on_user_error
+from nanopref.run.config import ROOT, SHIPPED_BASE, pick_device
+from nanopref.world import labels
 
 PAIRS, BATCH, LR = 512, 8, 1e-5
 
@@ -65,9 +66,9 @@ def measure(rounds: int, peers: bool) -> list[dict]:
 
 def write_pairs(path: Path, split: str, n: int) -> None:
     """n pairs of a split of the embedded world as JSONL of {"prompt", "chosen", "rejected"}."""
-    world.write_rows(path, [{"prompt": row["question"], "chosen": row[f"response_{row['overall_response']}"],
+    labels.write_rows(path, [{"prompt": row["question"], "chosen": row[f"response_{row['overall_response']}"],
                              "rejected": row[f"response_{3 - row['overall_response']}"]}
-                            for row in world.pairs(split, n, seed=0)])
+                            for row in labels.pairs(split, n, seed=0)])
 
 
 def first_sign(arguments, folder: Path = None, sign: str = None) -> None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 import train_po
-from ..batch import at_least_float32, collate, sequence_logps
-from ..config import RunConfig
-from ..losses import Seq, dpo, reduce
-from ..training import Forward, matrix_precision, new_optimizer
-from .setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
+from nanopref.batch import at_least_float32, collate, sequence_logps
+from nanopref.bench.setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
+from nanopref.losses import Seq, dpo, reduce
+from nanopref.run.config import RunConfig
+from nanopref.run.training import Forward, matrix_precision, new_optimizer
 
 LR = 1e-5
 
@@ -100,7 +100,7 @@ def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     counted = {name: flops(run) for name, run in contenders.items() if name != "+ compile"}
     counted["+ compile"] = counted["+ shared prompt (train_po.py)"]  # the same products
     if peers:
-        from .peers import trl_steps
+        from nanopref.bench.peers import trl_steps
         contenders |= {f"TRL, {name}": trl_steps(model, examples, batch, name == "best", LR)
                        for name in ("best", "default")}
     precision = torch.bfloat16 if config.precision == "bf16" else torch.float32

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_model
-from ..config import exit_on_user_error
-from ..seeds import options, over_seeds
-from .common import N_TEST, SPLITS, gains, judge, load, sft_models, test_pairs, train, values
+from nanopref.findings.common import N_TEST, SPLITS, gains, judge, load, sft_models, test_pairs, train, values
+from nanopref.findings.seeds import options, over_seeds
+from nanopref.run.checkpoint import load_model
+from nanopref.run.cli import exit_on_user_error
 
 SETTINGS = {(batch, epochs): ["--batch-size", batch, "--epochs", epochs]
             for batch, epochs in ((4, 1), (16, 1), (32, 1), (16, 2), (32, 2))}
@@ -69,7 +69,7 @@ def table(found: dict, best: dict) -> str:
 
 def figure(found, best, out) -> None:
     """Expected accuracy of every setting, a dot a seed, between chance and the best possible."""
-    from ..plots import plt, save
+    from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True, layout="constrained")
     places = {4: 0, 16: 1, 32: 2}
     for ax, split in zip(axes, SPLITS):

@@ -32,17 +32,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import world
-from ..checkpoint import load_model
-from ..config import exit_on_user_error
-from ..errors import UserError
-from ..evaluate import MAX_NEW_TOKENS, mean_se
-from ..gold import gold_reward
-from ..reward import score_answers
-from ..sample import generate
-from ..seeds import options, over_seeds, positive, train_all
-from ..text import decode, encode_prompt
-from .common import sft_models, standardised, write_rows
+from nanopref.errors import UserError
+from nanopref.findings.common import sft_models, standardised, write_rows
+from nanopref.findings.seeds import options, over_seeds, train_all
+from nanopref.judge.policies import MAX_NEW_TOKENS
+from nanopref.judge.stats import mean_se
+from nanopref.reward import score_answers
+from nanopref.run.checkpoint import load_model
+from nanopref.run.cli import exit_on_user_error, positive
+from nanopref.sample import generate
+from nanopref.text import decode, encode_prompt
+from nanopref.world import labels
+from nanopref.world.gold import gold_reward
 
 SIZES, MEMBERS = (375, 1500, 6000), 3  # training pairs; reward models per size and seed
 COLOURS = {"gold": "black", "untrained": "0.55", "single": "tab:blue", "mean": "tab:orange", "minimum": "tab:purple"}
@@ -124,10 +125,10 @@ def main(argv=None) -> None:
     if min(args.prompts, N) < 2:
         raise UserError("--prompts and --samples must be at least 2")
     sizes, ns = sorted({min(size, args.rows or size) for size in SIZES}), tuple(2 ** k for k in range(N.bit_length()))
-    rows = world.pairs("test_id", 200, seed=1)
+    rows = labels.pairs("test_id", 200, seed=1)
     prompts = list(dict.fromkeys(row["question"] for row in rows))[:args.prompts]
     test = write_rows(folder / "data" / "test_id-200.jsonl", rows)  # train_rm.py wants one for its own report
-    pairs = [write_rows(folder / "data" / f"world-train-seed{seed}.jsonl", world.pairs("train", max(SIZES), seed))
+    pairs = [write_rows(folder / "data" / f"world-train-seed{seed}.jsonl", labels.pairs("train", max(SIZES), seed))
              for seed in seeds]
     start = sft_models(args)
     runs = {(seed, size, k): ["--model", start[seed], "--data", pairs[seed], "--test-data", test, "--rows", size,
@@ -170,7 +171,7 @@ def table(by_seed, ns) -> str:
 
 def figure(by_seed, sizes, ns, out) -> None:
     """Gold reward above, learned below, a column per number of training pairs; shaded: ± a deviation over seeds."""
-    from ..plots import plt, save
+    from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(2, len(sizes), figsize=(1 + 4.2 * len(sizes), 7), sharex=True, sharey="row",
                              squeeze=False, layout="constrained")
     for column, size in zip(axes.T, sizes):

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import torch
 
-from .. import world
-from ..checkpoint import load_model
-from ..data import read
-from ..evaluate_rm import measure
-from ..examples import encode
-from ..reward import score_pairs
-from ..seeds import train_all
+from nanopref.data.examples import encode
+from nanopref.data.files import read
+from nanopref.findings.seeds import train_all
+from nanopref.judge.reward_models import measure, score_pairs
+from nanopref.run.checkpoint import load_model
+from nanopref.run.config import SHIPPED_SFT
+from nanopref.world import labels
 
 SPLITS = ("test_id", "test_ood")
 N_TEST = 1000  # pairs per split, five times those of a run's own report: an accuracy is then known to 1.5 %
@@ -20,22 +20,22 @@ def write_rows(path: Path, rows) -> Path:
     """Rows as JSONL, once: a file that is there has been made by the same command. Returns the path."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        world.write_rows(path, rows)
+        labels.write_rows(path, rows)
     return path
 
 
 def test_pairs(out: str) -> tuple[dict, dict]:
     """({split: N_TEST rows, none of them drawn for a run's own report}, {split: best possible expected accuracy})."""
-    pairs = {split: world.pairs(split, N_TEST, seed=1) for split in SPLITS}
+    pairs = {split: labels.pairs(split, N_TEST, seed=1) for split in SPLITS}
     rows = {split: read(write_rows(Path(out) / "findings" / "data" / f"{split}.jsonl", found)).rows
             for split, found in pairs.items()}
-    return rows, {split: world.best_accuracy(found) for split, found in pairs.items()}
+    return rows, {split: labels.best_accuracy(found) for split, found in pairs.items()}
 
 
 def sft_models(args) -> list[Path]:
-    """The model folder of every seed's SFT run, trained where missing."""
-    runs = [("train_po.py", ["--loss", "sft", "--seed", seed, "--out", args.out]) for seed in range(args.seeds)]
-    return [run / "model" for run in train_all(runs, args.jobs)]
+    """Every seed's SFT model: the shipped one of seed 0, those of other seeds trained where missing."""
+    runs = [("train_po.py", ["--loss", "sft", "--seed", seed, "--out", args.out]) for seed in range(1, args.seeds)]
+    return [SHIPPED_SFT, *(run / "model" for run in train_all(runs, args.jobs))]
 
 
 def train(settings: dict, args) -> dict:
@@ -54,7 +54,7 @@ def load(run: Path):
 
 
 def scored(model, tokenizer, rows) -> list[dict]:
-    """What nanopref/evaluate_rm.py judges, of rows of the world."""
+    """What nanopref/judge/reward_models.py judges, of rows of the world."""
     pairs, _ = encode(tokenizer, rows, ("w", "l"), model.config.max_position_embeddings)
     return score_pairs(model, pairs, gold=True)
 

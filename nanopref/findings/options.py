@@ -14,9 +14,9 @@ and scored with it (L0, the mean training length, is that of the penalty's run o
 """
 from pathlib import Path
 
-from ..config import exit_on_user_error
-from ..seeds import options, over_seeds
-from .common import COLOURS, N_TEST, SPLITS, gains, judge, load, test_pairs, train, values
+from nanopref.findings.common import COLOURS, N_TEST, SPLITS, gains, judge, load, test_pairs, train, values
+from nanopref.findings.seeds import options, over_seeds
+from nanopref.run.cli import exit_on_user_error
 
 PENALTY = "length-penalty 0.03"
 SETTINGS = {"none": [], "center 0.01": ["--center", 0.01], "margin 0.5": ["--margin", 0.5],
@@ -70,7 +70,7 @@ def table(found: dict, best: dict) -> str:
 
 def figure(found, out) -> None:
     """Accuracy against length bias, a dot a seed: up and towards 0 is better."""
-    from ..plots import plt, save
+    from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for ax, split in zip(axes, SPLITS):
         for k, (name, seeds) in enumerate(found.items()):

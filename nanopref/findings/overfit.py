@@ -10,9 +10,9 @@ model that ranks more than four in five TRAINING pairs right has begun to learn 
 import json
 from pathlib import Path
 
-from ..config import exit_on_user_error
-from ..seeds import options, over_seeds
-from .common import N_TEST, SPLITS, judge, load, scored, test_pairs, train, values
+from nanopref.findings.common import N_TEST, SPLITS, judge, load, scored, test_pairs, train, values
+from nanopref.findings.seeds import options, over_seeds
+from nanopref.run.cli import exit_on_user_error
 
 PAIRS, EPOCHS = 500, (1, 2, 4, 8, 16)
 COLUMNS = {"test_id": ("test_id", "expected_accuracy"), "test_ood": ("test_ood", "expected_accuracy"),
@@ -60,7 +60,7 @@ def table(found: dict, trained: dict, best: dict, n: int) -> str:
 
 def figure(found, trained, margins, best, out) -> None:
     """Accuracy, loss, calibration and the spread of the margins against the number of passes."""
-    from ..plots import plt, save
+    from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
 
     def line(ax, by_epochs, colour, label):

@@ -3,7 +3,7 @@
     python -m nanopref.findings.pluralism                          # 3 seeds, six models each: half an hour on two cores
     python -m nanopref.findings.pluralism --seeds 1 --rows 300     # a quick look; --rows counts per group
 
-Three groups of annotators (GROUPS of nanopref/world.py) label 3,000 pairs each by their own true reward. Tested on
+Three groups of annotators (GROUPS of nanopref/world/) label 3,000 pairs each by their own true reward. Tested on
 1,000 other pairs of each group:
 
     averaged     one model, on all 9,000 labels as if one person had given them
@@ -24,14 +24,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import reward, world
-from ..checkpoint import load_model
-from ..config import exit_on_user_error
-from ..data import read
-from ..evaluate_rm import expected_accuracy
-from ..examples import encode
-from ..seeds import options, over_seeds, train_all
-from .common import N_TEST, sft_models, standardised, write_rows
+from nanopref import reward
+from nanopref.data.examples import encode
+from nanopref.data.files import read
+from nanopref.findings.common import N_TEST, sft_models, standardised, write_rows
+from nanopref.findings.seeds import options, over_seeds, train_all
+from nanopref.judge.reward_models import expected_accuracy
+from nanopref.run.checkpoint import load_model
+from nanopref.run.cli import exit_on_user_error
+from nanopref.world import labels
 
 N_TRAIN = 3000  # pairs per group
 KINDS = ("averaged", "own", "another's", "ensemble", "conditioned", "heads")
@@ -43,7 +44,7 @@ def write_data(folder: Path, seed: int) -> dict:
     turns in the mixed files, so that their first 3 N rows are the first N of each."""
     files = {}
     for split, n, draw, end in ("train", N_TRAIN, seed, f"-seed{seed}"), ("test_id", N_TEST, 1, ""):
-        rows = {group: world.pairs(split, n, draw, group) for group in world.GROUPS}
+        rows = {group: labels.pairs(split, n, draw, group) for group in labels.GROUPS}
         rows["mixed"] = [row for turn in zip(*rows.values()) for row in turn]
         rows["told"] = [{"system": f"The reader is {row['group']}.", **row} for row in rows["mixed"]]
         for name, found in rows.items():
@@ -55,7 +56,7 @@ def write_data(folder: Path, seed: int) -> dict:
 def runs_of(files: dict, sft: Path, seed: int, out: str, rows: int | None) -> dict:
     """{name of a model: its train_rm.py run}: every group's own, "mixed", "told" and "heads"."""
     def run(name, *more):
-        n = ["--rows", rows if name in world.GROUPS else rows * len(world.GROUPS)] if rows else []
+        n = ["--rows", rows if name in labels.GROUPS else rows * len(labels.GROUPS)] if rows else []
         return "train_rm.py", ["--data", files[name][0], "--test-data", files[name][1], "--model", sft, "--lr", "3e-4",
                                "--batch-size", 32, "--seed", seed, "--out", out, *n, *more]
 
@@ -68,7 +69,7 @@ def scored(folder: Path, test_file: Path) -> dict:
     model, tokenizer = load_model(folder)
     pairs, _ = encode(tokenizer, read(test_file).rows, ("w", "l"), 512, groups=model.config.groups)
     scores = reward.scores(model, pairs)
-    return {group: [tuple(s) for pair, s in zip(pairs, scores) if pair.row.group == group] for group in world.GROUPS}
+    return {group: [tuple(s) for pair, s in zip(pairs, scores) if pair.row.group == group] for group in labels.GROUPS}
 
 
 def accuracies(scores: list, truth: list) -> tuple[float, float]:
@@ -105,9 +106,9 @@ def worst_served(kind: str, seeds: list) -> tuple[float, str]:
 
 def table(seeds: list) -> str:
     """Mean ± standard deviation over the seeds, and what it says in words."""
-    lines = [f"{'':13}" + "".join(f"{name:>15}" for name in (*world.GROUPS, "mean", "on labels")) + "  worst served"]
+    lines = [f"{'':13}" + "".join(f"{name:>15}" for name in (*labels.GROUPS, "mean", "on labels")) + "  worst served"]
     for kind in (*KINDS, BEST):
-        columns = [[s[kind][g][0] for s in seeds] for g in world.GROUPS] + [mean_of(kind, seeds, i) for i in (0, 1)]
+        columns = [[s[kind][g][0] for s in seeds] for g in labels.GROUPS] + [mean_of(kind, seeds, i) for i in (0, 1)]
         lost, group = worst_served(kind, seeds)
         lines.append(f"{kind:13}" + "".join(f"{over_seeds(values, 3):>15}" for values in columns)
                      + (f"  {group} {-lost:+.3f}" if kind != BEST else ""))
@@ -121,9 +122,9 @@ def table(seeds: list) -> str:
 
 def figure(seeds: list, out: str) -> None:
     """A panel per group: expected accuracy of every kind, and the best possible."""
-    from ..plots import POLICY, START, plt, save
-    fig, axes = plt.subplots(1, len(world.GROUPS), figsize=(11.5, 3.4), sharex=True, sharey=True, layout="constrained")
-    for ax, group in zip(axes, world.GROUPS):
+    from nanopref.judge.plots import POLICY, START, plt, save
+    fig, axes = plt.subplots(1, len(labels.GROUPS), figsize=(11.5, 3.4), sharex=True, sharey=True, layout="constrained")
+    for ax, group in zip(axes, labels.GROUPS):
         for y, kind in enumerate(KINDS):
             values, color = [s[kind][group][0] for s in seeds], START if kind == "another's" else POLICY
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -152,11 +153,11 @@ def main(argv=None) -> None:
     found = {(s, name): scored(folder / "model", files[s]["told" if name == "told" else "mixed"][1])
              for (s, name), folder in tqdm(folders.items(), "scoring")}
     tests = read(files[0]["mixed"][1]).rows
-    truth = {group: [row.scores for row in tests if row.group == group] for group in world.GROUPS}
+    truth = {group: [row.scores for row in tests if row.group == group] for group in labels.GROUPS}
     by_seed = [measure({name: pairs for (of, name), pairs in found.items() if of == s}, truth) for s in seeds]
-    pairs = world.pairs("test_id", N_TEST, 1)
+    pairs = labels.pairs("test_id", N_TEST, 1)
     print(f"Share of {N_TEST:,} pairs of test_id on which two groups prefer different responses: " + ", ".join(
-        f"{a} and {b} {world.disagreement(pairs, a, b):.2f}" for a, b in combinations(world.GROUPS, 2)))
+        f"{a} and {b} {labels.disagreement(pairs, a, b):.2f}" for a, b in combinations(labels.GROUPS, 2)))
     print(f"Expected accuracy, mean ± standard deviation over {args.seeds} seeds:\n\n{table(by_seed)}")
     figure(by_seed, args.out)
 

@@ -9,10 +9,10 @@ just chance.
 """
 import json
 
-from ..config import exit_on_user_error
-from ..evaluate import wilson
-from ..seeds import options, over_seeds, train_all
-from .common import values
+from nanopref.findings.common import values
+from nanopref.findings.seeds import options, over_seeds, train_all
+from nanopref.judge.stats import wilson
+from nanopref.run.cli import exit_on_user_error
 
 FLAGS = ("model", "test-data", "axis", "lr", "epochs", "batch-size")  # of train_rm.py, which checks their values
 

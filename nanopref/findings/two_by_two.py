@@ -6,24 +6,25 @@
 1. As in 000: a DPO policy and its SFT start, judged by a trained reward model and by an untrained head on the SFT
    trunk. 000 finds that the untrained one favours the start, and explains it by familiarity. But a random head w and
    -w are equally likely and give opposite answers, so one of them says nothing: here HEADS are drawn per seed.
-2. Two preference systems: the annotator groups "curious" and "hurried" of nanopref/world.py. A DPO policy and a reward
+2. Two preference systems: the annotator groups "curious" and "hurried" of nanopref/world/. A DPO policy and a reward
    model per group, each from 3,000 pairs with the group's labels; both policies are judged by both reward models and
    by both groups' true rewards.
 
 A judge favours a policy beyond the noise if the 95 % interval of the share of prompts it wins leaves out 1/2 (see
-nanopref/compare.py). Scores of two judges are never compared.
+nanopref/judge/compare.py). Scores of two judges are never compared.
 """
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from .. import world
-from ..compare import against, judge_scores, load_judge, read_answers
-from ..config import STAGES, exit_on_user_error
-from ..seeds import options, over_seeds, positive, train_all
-from .common import sft_models, write_rows
-from .pluralism import runs_of, write_data
+from nanopref.findings.common import sft_models, write_rows
+from nanopref.findings.pluralism import runs_of, write_data
+from nanopref.findings.seeds import options, over_seeds, train_all
+from nanopref.judge.compare import against, judge_scores, load_judge, read_answers
+from nanopref.run.cli import exit_on_user_error, positive
+from nanopref.run.config import STAGES
+from nanopref.world import labels
 
 HEADS, GROUPS = 10, ("curious", "hurried")
 AGAINST = ("curious", "start"), ("hurried", "start"), GROUPS
@@ -36,7 +37,7 @@ def runs(args) -> dict:
     asked = ["--prompts", args.prompts]
     found = {(s, "sft"): start for s, start in enumerate(sft_models(args))}
     data, po, todo = Path(args.out) / "findings" / "data", STAGES["po"], {}
-    prompts = write_rows(data / "test-prompts.jsonl", world.pairs("test_id", 200, 0))  # one set for both groups
+    prompts = write_rows(data / "test-prompts.jsonl", labels.pairs("test_id", 200, 0))  # one set for both groups
     for s in seeds:
         todo[s, "rm"] = "train_rm.py", [*usual[s], *rows]
         todo[s, "dpo"] = "train_po.py", ["--loss", "dpo", *usual[s], *asked, *rows]
@@ -62,7 +63,7 @@ def judge(folders, seed, n) -> tuple[dict, list, dict]:
     by_judge = {}
     for group in GROUPS:
         learnt = judge_scores(*load_judge(str(folders[seed, "rm", group]))[1:], policies.values())
-        true = [[world.group_reward(group, a["prompt"], a["answer"]) for a in policy] for policy in policies.values()]
+        true = [[labels.group_reward(group, a["prompt"], a["answer"]) for a in policy] for policy in policies.values()]
         for name, scores in ((f"{group} reward model", learnt), (f"{group} true reward", true)):
             scores = dict(zip(policies, scores))
             by_judge[name] = {(a, b): against(scores[a], scores[b]) for a, b in AGAINST}
@@ -85,7 +86,7 @@ def row(name: str, *comparisons) -> str:
 
 def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
     """000's judges, the random heads and the two preference systems; judges as {name: against(...) of every seed}."""
-    from ..plots import CHOSEN, POLICY, REJECTED, START, plt, save
+    from nanopref.judge.plots import CHOSEN, POLICY, REJECTED, START, plt, save
     fig, axes = plt.subplots(1, 3, figsize=(14.5, 3.9), layout="constrained")
     colours = ("black", POLICY, START), ("tab:blue", "tab:cyan", "tab:red", "tab:orange")
     for ax, by_judge, colour_of in zip(axes[::2], (firsts, groups), colours):

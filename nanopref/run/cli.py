@@ -1,0 +1,154 @@
+"""The command lines of train_po.py and train_rm.py, and how every command here ends: in one line where something is wrong."""
+import argparse
+import sys
+
+import torch
+
+from nanopref import reward
+from nanopref.errors import UserError
+from nanopref.losses import LOSSES, help_text, knobs
+from nanopref.run import distributed
+from nanopref.run.config import PRETRAINED, STAGES, RunConfig
+
+EPILOG = """
+The run stands on earlier stages: random weights -> base model (plain text) -> SFT (--loss sft) -> preference training.
+A stage that is already done is found in --out and reused; a base model of the embedded world ships in data/base.
+
+Losses and their knobs (a knob belongs to its loss; the defaults live in nanopref/losses.py alone):
+
+"""
+RM_EPILOG = """
+Every rule about length is kept in the model folder and applied whenever this project scores with it. The options are
+explained with their formulas and gradients in nanopref/reward.py; what each does to accuracy and to length bias (b: how
+far the reward follows length beyond what the gold reward pays for, on the embedded world; 0: not at all) is measured by
+python -m nanopref.findings.options
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered in one line."""
+
+    def error(self, message):
+        distributed.let_main_speak()
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def parse(argv=None) -> RunConfig:
+    """The command line of train_po.py as a RunConfig. Mistakes end in one line and exit code 2."""
+    p = Parser(prog="train_po.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+               description="Train a policy on preferences, judge it against its start, and show what happened.",
+               epilog=EPILOG + "".join(help_text(name) for name in LOSSES))
+    p.add_argument("--loss", required=True, choices=LOSSES, metavar="LOSS", help=", ".join(LOSSES))
+    p.add_argument("--model", metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT model "
+                   "(default), the base model (default of --loss sft), random weights (trains the base model), a "
+                   "Hugging Face folder of the Llama or Qwen2 architecture, or the name of one on the hub")
+    _shared_options(p, ("base", "sft", "po"))
+    p.add_argument("--prompts", type=int, default=200, metavar="N",
+                   help="test prompts to answer per split (default: 200)")
+    defaults = {}
+    for loss in LOSSES:
+        for knob, value in knobs(loss).items():
+            defaults.setdefault(knob, value)
+    for knob, value in defaults.items():
+        p.add_argument(f"--{knob.replace('_', '-')}", dest=f"knob_{knob}", metavar="X", help=argparse.SUPPRESS,
+                       type=_boolean if isinstance(value, bool) else float)
+    return _config(**vars(p.parse_args(argv)))
+
+
+def _config(**given):
+    knobs_given = {k[len("knob_"):]: v for k, v in given.items() if k.startswith("knob_") and v is not None}
+    return RunConfig(knobs=knobs_given, **{k: v for k, v in given.items() if not k.startswith("knob_")})
+
+
+def parse_rm(argv=None) -> RunConfig:
+    """The command line of train_rm.py as a RunConfig."""
+    p = Parser(prog="train_rm.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+               description="Train a Bradley-Terry reward model on preferences, measure it on pairs it has not seen, "
+               "and show what it has learnt.", epilog=RM_EPILOG)
+    p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="what to start from, under a new "
+                   "scalar head: the SFT model (default), the base model, a Hugging Face folder, or the name of one on "
+                   "the hub; a reward model keeps its head and is trained on")
+    for name, (default, metavar, text) in reward.OPTIONS.items():
+        kind = {"action": "store_true"} if default is False else {"type": type(default or 0.0), "metavar": metavar}
+        p.add_argument(f"--{name}", dest=f"knob_{name.replace('-', '_')}", default=default, help=text, **kind)
+    _shared_options(p, ("rm",))
+    return _config(loss="rm", **vars(p.parse_args(argv)))
+
+
+def _shared_options(p, stages):
+    p.add_argument("--data", default="world", metavar="FILE|ORG/NAME", help="preference data, JSONL, JSON or Parquet, "
+                   "format detected from its fields, or a data set on the hub (default: the embedded world)")
+    p.add_argument("--test-data", metavar="FILE",
+                   help="held-out data (default: a seeded tenth of the prompts of --data)")
+    p.add_argument("--axis", choices=("better", "safer"), help="which of PKU-SafeRLHF's two preferences to learn")
+    p.add_argument("--system", metavar="TEXT", help="system message for every conversation that has none (default: "
+                   "what the model's chat template does by itself)")
+    for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", int, "passes over the training data"),
+                              ("batch-size", int, "pairs per optimiser step")):
+        key = name.replace("-", "_")
+        default = ", ".join(f"{stage} {STAGES[stage][key]}" for stage in stages)
+        pretrained = ", ".join(f"{stage} {PRETRAINED[stage][key]}" for stage in stages if stage in PRETRAINED)
+        p.add_argument(f"--{name}", type=type_, metavar="N",
+                       help=f"{text} (default: {default}; pretrained: {pretrained})")
+    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same "
+                   "result (but for kto, which estimates its KL per micro-batch)")
+    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer "
+                   "prompts are cut on the left, longer responses on the right; answers at the end may fill the "
+                   "model's context (default: 512)")
+    p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")
+    p.add_argument("--strict", action="store_true", help="a row that would be dropped is an error instead")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda, else mps, else cpu)")
+    p.add_argument("--precision", choices=("bf16", "tf32", "fp32"), help="of matrix products; weights are float32 "
+                   "always. fp32: exact, slow on a GPU. tf32 (NVIDIA): the same numbers rounded to 10 bits before they "
+                   "are multiplied. bf16: to 7 bits, and results too: the fastest and smallest, good enough for training, "
+                   "off by some 0.2 nats a response (default: bf16 on cuda, fp32 elsewhere)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the model for training: the same numbers but "
+                   "for rounding, steps faster by a sixth on a CPU after about a minute of compiling; pays in long runs")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations a second time instead of "
+                   "keeping them: a third more time, a fraction of their memory, the same result")
+    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    p.add_argument("--resume", action="store_true", help="continue this very run from its last checkpoint after a kill")
+    p.add_argument("--fresh", nargs="?", const="base", choices=("base", "sft", "run"), metavar="base|sft|run",
+                   help="redo from this stage on, although it is done (--fresh alone: from base)")
+
+
+def _boolean(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def exit_on_user_error(main):
+    """Run `main`; a UserError becomes one line and exit code 2, Ctrl-C a hint at --resume."""
+    try:
+        main()
+        distributed.stop()
+    except UserError as error:
+        sys.exit(_complain(f"error: {error}", 2))
+    except torch.OutOfMemoryError as error:
+        sys.exit(_complain(f"error: out of memory ({str(error).splitlines()[0]}): go on with --gradient-checkpointing "
+                           "--resume, or start again with --accumulate or a smaller --max-length", 2))
+    except OSError as error:  # a disk that is full, a folder that cannot be made
+        sys.exit(_complain(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; run the same command with --resume to go on from the last checkpoint", 130))
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            sys.exit(_complain(f"error: torch.compile cannot do this here ({str(error).splitlines()[0]}): leave out "
+                               "--compile", 2))
+        distributed.let_main_speak()  # such as a connection to a process that has ended
+        raise
+
+
+def _complain(line, code):
+    distributed.let_main_speak()
+    print(line, file=sys.stderr)
+    return code
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)

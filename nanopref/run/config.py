@@ -1,0 +1,195 @@
+"""What one training run is: its configuration, fully resolved."""
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanopref import reward
+from nanopref.data.examples import length_balanced
+from nanopref.data.hub import data_files
+from nanopref.errors import UserError
+from nanopref.losses import LOSSES, check_knobs
+from nanopref.run import distributed
+from nanopref.run.checkpoint import digest
+from nanopref.world import labels
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED_BASE = ROOT / "data" / "base"
+SHIPPED_SFT = ROOT / "data" / "sft"  # of seed 0, made by: python train_po.py --loss sft
+
+# Per stage: learning rate, epochs, pairs (or texts) per optimiser step. The learning rate decides nearly everything:
+# every loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see the
+# README).
+STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
+          "sft": dict(lr=3e-4, epochs=3, batch_size=32),
+          "po": dict(lr=3e-5, epochs=1, batch_size=32),
+          "rm": dict(lr=3e-4, epochs=1, batch_size=32)}
+# The same for a pretrained model (--model DIR): hundreds of times larger, so a step must be smaller. Batch and epochs
+# are document 000's.
+PRETRAINED = {"sft": dict(lr=1e-5, epochs=1, batch_size=16),
+              "po": dict(lr=1e-5, epochs=1, batch_size=16),
+              "rm": dict(lr=3e-5, epochs=1, batch_size=16)}
+# The base stage on a file's own text, which is little: several passes.
+FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)
+# The transformer that is trained from scratch: 1.8 M parameters with a vocabulary of 1,024.
+ARCHITECTURE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True)
+VOCABULARY = {True: 1024, False: 2048}  # tokens of a tokenizer trained here: on the embedded world, on other texts
+
+
+NOT_DECIDING = ("device", "compile", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
+                "prompts", "strict")
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides the weights that come out, and a few things that do not (NOT_DECIDING)."""
+    loss: str                    # a key of LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
+    knobs: dict = field(default_factory=dict)
+    data: str = "world"
+    test_data: str | None = None
+    axis: str | None = None
+    system: str | None = None
+    model: str | None = None
+    lr: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    max_length: int = 512
+    rows: int | None = None
+    prompts: int = 200
+    seed: int = 0
+    strict: bool = False
+    device: str = "auto"
+    precision: str | None = None
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    fresh: str | None = None
+    resume: bool = False
+    out: str = "runs"
+
+    def __post_init__(self):
+        self.knobs = reward.check_options(self.knobs) if self.loss == "rm" else check_knobs(self.loss, self.knobs)
+        if self.knobs.get("ranking", 2) > 2 and self.data != "world":
+            raise UserError("--ranking goes with the embedded world; a file of rankings is recognised by its field "
+                            "`ranked`")
+        if self.model == "scratch" and self.loss != "sft":
+            raise UserError("--model scratch trains the base model, on plain text: it goes with --loss sft")
+        self.model = self.model or ("base" if self.loss == "sft" else "sft")
+        is_pretrained = self.model not in ("scratch", "base", "sft")
+        defaults = PRETRAINED[self.stage] if is_pretrained else STAGES[self.stage]
+        if self.stage == "base" and self.data != "world":
+            defaults = FILE_BASE
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.data == "world" and (self.test_data or self.axis or self.system is not None):
+            raise UserError("--test-data, --axis and --system go with --data FILE: the embedded world has its own")
+        if self.precision is None:  # bf16 needs hardware for it to be faster: every CUDA GPU of interest has it
+            self.precision = "bf16" if pick_device(self.device).type == "cuda" else "fp32"
+        if self.precision not in ("bf16", "tf32", "fp32"):
+            raise UserError(f"--precision must be bf16, tf32 or fp32, not {self.precision}")
+        if self.precision == "tf32" and pick_device(self.device).type != "cuda":
+            raise UserError("--precision tf32 is a format of NVIDIA GPUs: take fp32 or bf16 here")
+        if Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
+        if not 0 < self.lr < 1:
+            raise UserError(f"--lr must lie between 0 and 1, got {self.lr}")
+        for name in ("epochs", "batch_size", "accumulate", "prompts", "rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        n = distributed.size()
+        if self.batch_size % (self.accumulate * n):
+            processes = f" times the {n} processes; or train this stage first without torchrun" if n > 1 else ""
+            raise UserError(f"{self.stage}: --batch-size {self.batch_size} must be a multiple of --accumulate "
+                            f"{self.accumulate}{processes}")
+        if self.max_length < 32:
+            raise UserError(f"--max-length must be at least 32 tokens, got {self.max_length}")
+
+    @property
+    def stage(self) -> str:
+        """base, sft, po or rm."""
+        return "base" if self.model == "scratch" else self.loss if self.loss in ("sft", "rm") else "po"
+
+    @functools.cached_property
+    def files(self) -> dict:
+        """{"train": Path, maybe "test": Path} of --data and --test-data, downloaded if they name a hub repository."""
+        files = data_files(self.data)
+        given = data_files(self.test_data) if self.test_data else {}
+        return {**files, "test": given.get("test", given["train"])} if given else files
+
+    def before(self) -> "RunConfig":
+        """The run whose model this one starts from, with that stage's own defaults."""
+        again = self.fresh if self.fresh in ("base", "sft") and self.model in (self.fresh, "sft") else None
+        same = {name: getattr(self, name) for name in (
+            "data", "test_data", "axis", "system", "max_length", "strict", "device", "precision", "compile",
+            "gradient_checkpointing", "out", "resume")}
+        return RunConfig(loss="sft", model="base" if self.model == "sft" else "scratch",
+                         seed=self.seed if self.model == "sft" else 0, fresh=again, **same)
+
+    @property
+    def shipped_start(self) -> Path | None:
+        """The model of the embedded world that this run starts from and that comes with the project, if it does."""
+        if self.data != "world":
+            return None
+        if self.model == "base" and self.fresh != "base":
+            return SHIPPED_BASE
+        if self.model == "sft" and self.seed == 0 and self.fresh not in ("base", "sft"):
+            return SHIPPED_SFT
+        return None
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether `folder` holds this run with its report, on as many test prompts as asked for."""
+        if self.fresh is not None or not (folder / "report.json").exists():
+            return False
+        return json.loads((folder / "config.json").read_text())["prompts"] >= self.prompts
+
+    def _code(self) -> list:
+        """The functions that are the loss of this run, those of an option only where it is used."""
+        if self.stage != "rm":
+            return [LOSSES[self.loss].fn, LOSSES[self.loss].grad]
+        options = {reward.ranked_pairs: self.knobs["ranking"] > 2,
+                   reward.length_normalised: self.knobs["length_alpha"] is not None,
+                   reward.length_penalised: self.knobs["length_penalty"], length_balanced: self.knobs["balance_length"]}
+        return [reward.batch_loss, reward.ranking, reward.bradley_terry, reward.by_length,
+                *(function for function, is_used in options.items() if is_used)]
+
+    def folder(self, start: Path | None) -> Path:
+        """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
+        `start`, the data and the loss's own code included. Another setting is another folder: nothing is overwritten.
+        """
+        decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
+        source = "".join(inspect.getsource(function) for function in self._code())  # may be under work
+        found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
+        if start:
+            found.update(digest(start).encode())
+        if self.data == "world":
+            found.update(labels.fingerprint(self.seed))
+        else:
+            for split, path in self.files.items():
+                found.update(f"{split} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+        name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
+        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{found.hexdigest()[:6]}"
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA, else Apple's mps, else the CPU. UserError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda:") and distributed.size() > 1:
+        raise UserError(f"--device {name}: each of the {distributed.size()} processes has its own; say --device cuda")
+    if name == "cuda" and distributed.size() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # to each process of a machine its own
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+

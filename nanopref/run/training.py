@@ -1,0 +1,137 @@
+"""What the loops of train_po.py and train_rm.py share besides their shape: learning rate, checkpoints, giving up."""
+import json
+import shutil
+import time
+
+import torch
+
+from nanopref.errors import UserError
+from nanopref.run.checkpoint import has_model, load_model, load_state, save_model, sibling
+from nanopref.run.distributed import is_main, parallel, wait
+
+SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
+
+
+class Forward(torch.nn.Module):
+    """function(model, batch) as a module of its own: the one thing in a step that knows weights, and so what
+    torch.compile and DistributedDataParallel wrap."""
+
+    def __init__(self, function, model):
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, batch):
+        return self.function(self.model, batch)
+
+
+def new_forward(function, model, config):
+    """The Forward of a run, compiled and shared between processes where that is asked for. Only the transformer is
+    compiled, once for batches of all shapes, and only here: sampling goes on without."""
+    return parallel(Forward(function, torch.compile(model, dynamic=True) if config.compile else model))
+
+
+def matrix_precision(config, device):
+    """The autocast context of --precision. tf32 and fp32 need none: they are how a GPU multiplies float32."""
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def new_optimizer(model, lr) -> torch.optim.Optimizer:
+    """AdamW without weight decay. Fused on CUDA: the plain one makes a copy of all weights there."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0,
+                             fused=next(model.parameters()).is_cuda)
+
+
+def learning_rate(config, step, steps) -> float:
+    """Linearly up over the first tenth of `steps`, then linearly down to 0."""
+    return config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+
+
+def check_finite(step, loss, grad_norm, config, folder) -> None:
+    """UserError where the loss or its gradient is NaN or infinite, before that is saved."""
+    if not (abs(loss) < float("inf") and grad_norm < float("inf")):
+        raise UserError(f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower "
+                        f"--lr {config.lr}. The log up to here is kept in {folder}")
+
+
+def announce(config, policy, tokenizer, examples, splits, counts, device) -> None:
+    """Says what is about to be trained on what, and what was cut or dropped. UserError where they do not fit: a reward
+    model as policy, fewer examples than one batch, or more tokens than the model's context."""
+    if policy.config.num_labels and config.stage != "rm":
+        raise UserError(f"--model {config.model}: a reward model, which cannot write; give a language model")
+    n_parameters = sum(p.numel() for p in policy.parameters())
+    print(f"{config.stage}: {config.loss} on {len(examples):,} examples, {n_parameters:,} parameters, {device}, "
+          f"{config.precision}")
+    notes = (splits.notes if splits else []) + [f"{n} {what}" for what, n in counts.items()]
+    if examples and splits:
+        header = examples[0].prompt[-tokenizer.header_length:]
+        notes.append(f"a prompt ends with {tokenizer.shown(header)}, a response with "
+                     f"{tokenizer.shown([tokenizer.eos_id])}")
+    for note in notes:
+        print(f"  {note}")
+    if len(examples) < config.batch_size:
+        raise UserError(f"{len(examples)} examples that {config.loss} can use are fewer than one batch of "
+                        f"{config.batch_size}: see the counts above, give more rows that it can use, or lower "
+                        "--batch-size")
+    if config.max_length > policy.config.max_position_embeddings:
+        raise UserError(f"--max-length {config.max_length} is more than this model's context of "
+                        f"{policy.config.max_position_embeddings} tokens: lower it, longer rows are then cut and "
+                        "counted")
+
+
+class Checkpoints:
+    """The log and the checkpoint of one run: folder/checkpoint while it trains, folder/model when it is done."""
+
+    def __init__(self, folder, policy, tokenizer, optimizer):
+        self.folder, self.policy, self.tokenizer, self.optimizer = folder, policy, tokenizer, optimizer
+        self.path, self.log = folder / "checkpoint", folder / "metrics.jsonl"
+        self.saved_at, self.took = time.time(), 0.0
+
+    def restore(self, config, steps) -> tuple[int, int]:
+        """(step to go on from, tokens seen): `steps` if training is complete and only its report is missing, the
+        checkpoint's with --resume, else 0. UserError for a checkpoint without --resume: it is not thrown away
+        unasked."""
+        rows = self.log.read_text().splitlines(True) if self.log.exists() else []
+        has_checkpoint, source, step = has_model(self.path), None, 0
+        if config.fresh is None and len(rows) == steps and has_model(self.folder / "model"):
+            source, step = self.folder / "model", steps
+        elif config.fresh is None and has_checkpoint and not config.resume:
+            raise UserError(f"{self.folder} was interrupted: add --resume to go on from its last checkpoint, or delete "
+                            "the folder to start again")
+        elif has_checkpoint and config.resume:
+            source, step = self.path, load_state(self.path, self.optimizer)
+        if source:
+            self.policy.load_state_dict(load_model(source)[0].state_dict())
+            print(f"resuming at step {step} of {steps}")
+        wait()  # until every process has read this; then it may change
+        if is_main():
+            if not source:
+                self.drop()
+                shutil.rmtree(self.folder / "model", ignore_errors=True)
+            self.log.write_text("".join(rows[:step]))
+            (self.folder / "report.json").unlink(missing_ok=True)  # from here on this run is no longer done
+        return step, json.loads(rows[step - 1])["tokens"] if step else 0
+
+    def after(self, step, row) -> None:
+        """Logs one step's `row`, and saves if it is time."""
+        if not is_main():
+            return
+        with self.log.open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        began = time.time()
+        if began - self.saved_at > max(SAVE_EVERY, 20 * self.took):
+            save_model(self.policy, self.tokenizer, self.path, (self.optimizer, step + 1))
+            self.saved_at, self.took = time.time(), time.time() - began
+
+    def finish(self) -> None:
+        """Writes folder/model; the checkpoint has done its duty."""
+        self.policy.eval()
+        if is_main():
+            save_model(self.policy, self.tokenizer, self.folder / "model")
+            self.drop()
+        wait()
+
+    def drop(self) -> None:
+        """Deletes the checkpoint, and what a save killed between its renames has left of the one before."""
+        for path in (self.path, sibling(self.path, ".old")):
+            shutil.rmtree(path, ignore_errors=True)
