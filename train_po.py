@@ -8,14 +8,12 @@
     torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/run/distributed.py
 """
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from nanopref.batch import batches, by_role, collate, sequence_logps, step_counts
+from nanopref.batch import by_role, collate, sequence_logps, step_counts
 from nanopref.data import examples as ex
 from nanopref.data.hub import model_folder
 from nanopref.judge.report import report
@@ -26,11 +24,10 @@ from nanopref.run.checks import step_0_check
 from nanopref.run.cli import exit_on_user_error, parse
 from nanopref.run.config import ARCHITECTURE, ROOT, VOCABULARY, RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, gathered, is_main, rank, size, together
-from nanopref.run.memory import estimate, in_words, peak_in_words
+from nanopref.run.memory import estimate, in_words
 from nanopref.run.metrics import step_metrics
 from nanopref.run.reference import cached_logps
-from nanopref.run.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
-                                   new_optimizer)
+from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 
 
 def start_from(config: RunConfig) -> Path | None:
@@ -82,40 +79,22 @@ def train(config: RunConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         described = {**asdict(config), "start": start and str(start)}
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    loop(config, folder, policy, tokenizer, examples, device, autocast)
+    loop(config, folder, policy, tokenizer, examples, autocast)
 
     # 4. Report.
     report(config, folder, start, policy, tokenizer, splits, autocast)
     return folder
 
 
-def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, device, autocast) -> None:
+def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, autocast) -> None:
     """The optimisation itself: from the step-0 check (or the checkpoint, with --resume) to folder/model."""
-    steps = len(examples) // config.batch_size * config.epochs
     optimizer = new_optimizer(policy, config.lr)
     with autocast:
         step_0_check(policy, examples[:config.batch_size], config)
     forward = new_forward(sequence_logps, policy, config)
     checkpoints = Checkpoints(folder, policy, tokenizer, optimizer)
-    first, tokens = checkpoints.restore(config, steps)
-
-    began = time.time()
-    with tqdm(total=steps, initial=first, desc=config.loss if config.stage == "po" else config.stage,
-              disable=not is_main()) as progress:
-        for i, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
-            if i < first:
-                continue
-            lr = learning_rate(config, i, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            tokens += sum(e.n_tokens for e in chunk)
-            row = {"step": i, **step(config, forward, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
-            check_finite(i, row["loss"], row["grad_norm"], config, folder)
-            shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
-            progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
-            progress.update()
-            checkpoints.after(i, row)
-    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
+    for chunk, record in updates(config, examples, optimizer, checkpoints):
+        record(step(config, forward, optimizer, chunk, autocast))
     checkpoints.finish()
 
 
@@ -130,7 +109,7 @@ def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
         part = collate(own[start:start + micro]).to(device)
         with autocast, averaging(forward, is_last=start + micro == len(own)):
             logps = forward(part)
-        seqs = dict(zip(("w", "l", "kl"), by_role(part, logps)))
+        seqs = by_role(part, logps)
         given = [gathered(seqs["kl"]) if name == "kl" else seqs[name] for name in loss.inputs]
         out = loss.fn(*given, **config.knobs)
         value = reduce(out, n_terms, n_tokens)  # over the step's pairs and tokens: exact, whatever share this is

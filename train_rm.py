@@ -10,14 +10,12 @@ The reward model is the transformer with one number in place of the vocabulary, 
 trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
 """
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from nanopref.batch import batches, collate
+from nanopref.batch import collate
 from nanopref.data import examples as ex
 from nanopref.errors import UserError
 from nanopref.judge.report_rm import report_rm
@@ -28,9 +26,8 @@ from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error, parse_rm
 from nanopref.run.config import RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
-from nanopref.run.memory import estimate, in_words, peak_in_words
-from nanopref.run.training import (Checkpoints, announce, check_finite, learning_rate, matrix_precision, new_forward,
-                                   new_optimizer)
+from nanopref.run.memory import estimate, in_words
+from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 from train_po import start_from
 
 
@@ -59,7 +56,7 @@ def train(config: RunConfig) -> Path:
         raise UserError(f"--margin needs a score for each response of {config.data}: score_chosen, score_rejected")
     if options["balance_length"]:
         examples = ex.length_balanced(examples, config.seed)
-    model.config.length_rule = length_rule(options, examples) or model.config.length_rule
+    model.length_rule = length_rule(options, examples) or model.length_rule
     announce(config, model, tokenizer, examples, splits, counts, device)
     model.to(device)
     model.gradient_checkpointing = config.gradient_checkpointing
@@ -73,7 +70,7 @@ def train(config: RunConfig) -> Path:
     score_own = lambda pairs: score_pairs(model, pairs, splits.gold)
     with autocast:
         before = {name: shared(score_own, test) for name, test in tests.items()}
-    loop(config, folder, model, tokenizer, examples, device, autocast)
+    loop(config, folder, model, tokenizer, examples, autocast)
     with autocast:
         after = {name: shared(score_own, test) for name, test in tests.items()}
 
@@ -93,29 +90,13 @@ def length_rule(options, examples) -> dict | None:
     return None
 
 
-def loop(config: RunConfig, folder: Path, model, tokenizer, examples, device, autocast) -> None:
+def loop(config: RunConfig, folder: Path, model, tokenizer, examples, autocast) -> None:
     """The optimisation itself: from the start (or the checkpoint, with --resume) to folder/model."""
-    steps = len(examples) // config.batch_size * config.epochs
     optimizer = new_optimizer(model, config.lr)
     forward = new_forward(rewards, model, config)
     checkpoints = Checkpoints(folder, model, tokenizer, optimizer)
-    first, tokens = checkpoints.restore(config, steps)
-
-    began = time.time()
-    with tqdm(total=steps, initial=first, desc="rm", disable=not is_main()) as progress:
-        for i, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
-            if i < first:
-                continue
-            lr = learning_rate(config, i, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            tokens += sum(e.n_tokens for e in chunk)
-            row = {"step": i, **step(config, forward, optimizer, chunk, autocast), "lr": lr, "tokens": tokens}
-            check_finite(i, row["loss"], row["grad_norm"], config, folder)
-            progress.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['rewards/accuracies']:.3f}")
-            progress.update()
-            checkpoints.after(i, row)
-    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
+    for chunk, record in updates(config, examples, optimizer, checkpoints):
+        record(step(config, forward, optimizer, chunk, autocast))
     checkpoints.finish()
 
 
@@ -126,13 +107,13 @@ def step(config: RunConfig, forward, optimizer, chunk, autocast) -> dict:
     for start in range(0, len(own), micro):
         part = collate(own[start:start + micro])
         with autocast, averaging(forward, is_last=start + micro == len(own)):
-            found = forward(part.to(device))
+            reward = forward(part.to(device))
         part.scores = part.scores.to(device)  # the rest stays: whose a response is must be known here without a wait
-        loss = batch_loss(found, part, config.knobs["margin"], config.knobs["center"])
+        loss = batch_loss(reward, part, config.knobs["margin"], config.knobs["center"])
         value = loss / len(chunk)  # a mean over the step's examples: exact, whatever share of them this is
         (value * size()).backward()  # gradients are averaged over the processes, where this wants their sum
         values.append(value.detach())
-        ranked += by_rank(found, part)
+        ranked += by_rank(reward, part)
     grad_norm = torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -10,11 +10,13 @@ side in rows of about ROW tokens, so that hardly any token is padding. Two examp
     position   0  1  2  3  4  5  3  4  |  0  1  2  3  4          both responses continue the prompt
     c0 and r0 are both predicted at the last p.  Every response is scored as if its sibling were not there.
 
-The plain way (one padded row per response, the prompt twice) is in `nanopref/bench/steps.py` and in the notebook, as what
-this must equal. Here is also the only place in which logits and labels are shifted against each other.
+`layout` is one example, `pack` the rows, `collate` the tensors; `padded_logps` is the plain way (one padded row per
+response, the prompt twice), which all this must equal. Here is also the only place in which logits and labels are
+shifted against each other.
 """
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -83,53 +85,90 @@ class Batch:
         return (same & visible).tril()[:, None]
 
 
-def collate(examples) -> Batch:
-    """Pack examples into rows, longest first, each into the first row that has room."""
-    width = max(ROW, max(e.n_tokens for e in examples))
+class Layout(NamedTuple):
+    """One example of n tokens, as in the picture above: its prompt, then its responses. Places count from its start."""
+    ids: np.ndarray        # (n,)
+    positions: np.ndarray  # (n,)
+    segments: np.ndarray   # (n,) 0 prompt, 1.. responses
+    predictor: np.ndarray  # (n - len(prompt),) where each response token is predicted
+    last: np.ndarray       # (len(responses),) where each response ends
+
+
+def layout(example: Example) -> Layout:
+    """The only shift: a token is predicted one place to its left, a response's first token at the prompt's last."""
+    prompt, lengths = example.prompt, [len(response) for response in example.responses]
+    after_prompt = [range(len(prompt), len(prompt) + n) for n in lengths]  # every response continues the prompt
+    ends = len(prompt) + np.cumsum(lengths)
+    predictor = np.arange(len(prompt), ends[-1]) - 1
+    predictor[np.cumsum([0, *lengths[:-1]])] = len(prompt) - 1
+    return Layout(ids=np.concatenate([prompt, *example.responses]),
+                  positions=np.concatenate([range(len(prompt)), *after_prompt]),
+                  segments=np.repeat(range(1 + len(lengths)), [len(prompt), *lengths]),
+                  predictor=predictor, last=ends - 1)
+
+
+def pack(lengths, width) -> list[list[int]]:
+    """Rows of at most `width` tokens, [[number of an example, ...], ...]: longest first, each into the first row that
+    has room."""
     rows, free = [], []
-    for i in sorted(range(len(examples)), key=lambda i: -examples[i].n_tokens):
-        row = next((r for r, room in enumerate(free) if room >= examples[i].n_tokens), None)
-        if row is None:
-            row = len(rows)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, room in enumerate(free) if room >= lengths[i]), len(rows))
+        if row == len(rows):
             rows.append([])
             free.append(width)
         rows[row].append(i)
-        free[row] -= examples[i].n_tokens
-    T = width - min(free)
-    shape = (len(rows), T)
-    ids, positions, segments = (np.zeros(shape, np.int64) for _ in range(3))
-    example = np.full(shape, -1)
-    first_response = np.cumsum([0] + [len(e.responses) for e in examples])
-    # Per response, in the order of the examples whatever row they are in:
-    predictor, last = [None] * first_response[-1], np.zeros(first_response[-1], np.int64)
-    for r, row in enumerate(rows):
-        start = 0
+        free[row] -= lengths[i]
+    return rows
+
+
+def collate(examples) -> Batch:
+    """Examples packed into rows, as tensors. What is per token or per response stands in the order of the examples,
+    whatever row they are in."""
+    layouts, n_tokens = [layout(e) for e in examples], [e.n_tokens for e in examples]
+    rows = pack(n_tokens, width=max(ROW, max(n_tokens)))
+    T = max(sum(n_tokens[i] for i in row) for row in rows)
+    ids, positions, segments = np.zeros((3, len(rows), T), np.int64)
+    example, starts = np.full((len(rows), T), -1), np.zeros(len(examples), np.int64)
+    for number, row in enumerate(rows):
+        at = 0
         for i in row:
-            prompt, P = examples[i].prompt, len(examples[i].prompt)
-            example[r, start:start + examples[i].n_tokens] = i
-            ids[r, start:start + P], positions[r, start:start + P] = prompt, range(P)
-            last_prompt, at = r * T + start + P - 1, start + P
-            for k, response in enumerate(examples[i].responses):
-                n = len(response)
-                ids[r, at:at + n], positions[r, at:at + n] = response, range(P, P + n)
-                segments[r, at:at + n] = k + 1
-                # the first token is predicted at the prompt's end, the others one place to their left
-                predictor[first_response[i] + k] = np.r_[last_prompt, r * T + at + np.arange(n - 1)]
-                at += n
-                last[first_response[i] + k] = r * T + at - 1
-            start = at
+            place = number, slice(at, at + n_tokens[i])
+            ids[place], positions[place], segments[place] = layouts[i].ids, layouts[i].positions, layouts[i].segments
+            example[place], starts[i] = i, number * T + at  # in the flattened (B*T)
+            at += n_tokens[i]
     responses = [response for e in examples for response in e.responses]
-    lengths = [len(response) for response in responses]
+    lengths = torch.tensor([len(response) for response in responses])
     roles = torch.tensor([role for e in examples for role in e.roles])
-    chosen, rejected, mismatched = ((roles == role).nonzero().flatten() for role in (CHOSEN, REJECTED, MISMATCHED))
-    flat = lambda name: torch.tensor([x for e in examples for x in getattr(e, name) or [float("nan")] * len(e.responses)])
-    return Batch(*map(torch.as_tensor, (ids, positions, example, segments)),
-                 predictor=torch.as_tensor(np.concatenate(predictor)),
-                 target=torch.as_tensor(np.concatenate(responses)),
-                 response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
-                 last=torch.as_tensor(last), roles=roles, chosen=chosen, rejected=rejected, mismatched=mismatched,
-                 lengths=torch.tensor(lengths), ref_logps=flat("ref_logps"), scores=flat("scores"),
-                 group=torch.tensor([e.group for e in examples for _ in e.responses]), n_examples=len(examples))
+    return Batch(
+        *map(torch.as_tensor, (ids, positions, example, segments)),
+        predictor=torch.as_tensor(np.concatenate([start + one.predictor for start, one in zip(starts, layouts)])),
+        target=torch.as_tensor(np.concatenate(responses)),
+        response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        last=torch.as_tensor(np.concatenate([start + one.last for start, one in zip(starts, layouts)])),
+        roles=roles, chosen=(roles == CHOSEN).nonzero().flatten(), rejected=(roles == REJECTED).nonzero().flatten(),
+        mismatched=(roles == MISMATCHED).nonzero().flatten(), lengths=lengths,
+        ref_logps=_per_response(examples, "ref_logps"), scores=_per_response(examples, "scores"),
+        group=torch.tensor([e.group for e in examples for _ in e.responses]), n_examples=len(examples))
+
+
+def _per_response(examples, name):
+    """A field of the examples with a number per response, (R,); NaN where an example has none."""
+    return torch.tensor([x for e in examples for x in getattr(e, name) or [float("nan")] * len(e.responses)])
+
+
+def padded_logps(model, examples) -> torch.Tensor:
+    """The plain way, which the packed layout must equal: one right-padded row per response, the prompt repeated, a
+    causal mask, logits everywhere, shift by one. log pi(y | x) in nats of every response, summed over it, (R,)."""
+    rows = [(e.prompt, response) for e in examples for response in e.responses]
+    T = max(len(prompt) + len(response) for prompt, response in rows)
+    ids, is_response = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(rows):
+        ids[row, :len(prompt) + len(response)] = torch.tensor(prompt + response)
+        is_response[row, len(prompt):len(prompt) + len(response)] = True
+    ids, is_response = (x.to(next(model.parameters()).device) for x in (ids, is_response))
+    logps = at_least_float32(model.logits(model(ids))).log_softmax(-1)     # (R, T, V): position t predicts t + 1
+    logps = logps[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]             # (R, T - 1)
+    return (logps * is_response[:, 1:]).sum(-1)
 
 
 class ChunkedLogps(torch.autograd.Function):
@@ -184,7 +223,8 @@ def token_logps(model, batch: Batch) -> torch.Tensor:
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)[batch.predictor]  # (N, d)
     if len(hidden) * model.config.vocab_size <= LOGITS:
         return -F.cross_entropy(at_least_float32(model.logits(hidden)), batch.target, reduction="none")
-    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return ChunkedLogps.apply(hidden.to(dtype), model.head(), batch.target)
 
 
@@ -194,11 +234,12 @@ def sequence_logps(model, batch: Batch) -> torch.Tensor:
     return logps.new_zeros(len(batch.lengths)).index_add(0, batch.response, logps)
 
 
-def by_role(batch: Batch, logps: torch.Tensor) -> tuple[Seq, Seq, Seq]:
-    """The chosen, rejected and mismatched responses of a batch as what the losses take; a role may be empty."""
-    picked = batch.chosen, batch.rejected, batch.mismatched  # made by collate: to look now would make a GPU wait
+def by_role(batch: Batch, logps: torch.Tensor) -> dict[str, Seq]:
+    """What the losses take, by their names for it: {"w": chosen, "l": rejected, "kl": mismatched responses}; a role may
+    be empty."""
+    numbers = {"w": batch.chosen, "l": batch.rejected, "kl": batch.mismatched}  # by collate: to look now delays a GPU
     ref_logps = batch.ref_logps.to(logps.dtype)
-    return tuple(Seq(logps[i], ref_logps[i], batch.lengths[i]) for i in picked)
+    return {name: Seq(logps[i], ref_logps[i], batch.lengths[i]) for name, i in numbers.items()}
 
 
 def step_counts(examples, pairs: bool) -> tuple[int, int]:
@@ -220,15 +261,16 @@ def batches(examples, batch_size, seed, epochs):
 
 
 @torch.no_grad()
-def score(model, examples, progress=lambda parts: parts) -> list:
-    """Summed log-probs in nats of every response of every example, [[float, ...], ...]: in eval mode, without
-    gradient, and by the very function that training uses."""
+def score(model, examples, function=sequence_logps, progress=lambda parts: parts) -> list:
+    """Summed log-probs in nats of every response of every example, [[float, ...], ...], or what another
+    function(model, batch) makes of it, as reward.rewards: in eval mode, without gradient, by the very function that
+    training uses."""
     was_training = model.training
     model.eval()
-    device, logps = next(model.parameters()).device, []
+    device, scores = next(model.parameters()).device, []
     for start in progress(range(0, len(examples), 64)):
         part = examples[start:start + 64]
-        flat = iter(sequence_logps(model, collate(part).to(device)).tolist())
-        logps += [[next(flat) for _ in e.responses] for e in part]
+        flat = iter(function(model, collate(part).to(device)).tolist())
+        scores += [[next(flat) for _ in e.responses] for e in part]
     model.train(was_training)
-    return logps
+    return scores

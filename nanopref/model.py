@@ -33,9 +33,7 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
-    num_labels: int = 0  # 1 adds `score`, the scalar head of a reward or value model; more: one head per group
-    groups: list | None = None  # names of the annotators' groups that the heads belong to
-    length_rule: dict | None = None  # what a reward model does to its reward by the response's length: reward.by_length
+    num_labels: int = 0  # 1 or more: in place of the language-model head `score`, which makes so many numbers
 
     def __post_init__(self):
         if self.num_key_value_heads is None:
@@ -53,20 +51,8 @@ class Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(f"config: num_attention_heads {self.num_attention_heads} must be a multiple of "
                             f"num_key_value_heads {self.num_key_value_heads}")
-        groups = ["everybody"] if self.groups is None else self.groups
-        if not isinstance(groups, list) or not groups or not all(isinstance(name, str) for name in groups) or (
-                len(set(groups)) < len(groups)):
-            raise UserError(f"config: groups must be a list of different names, not {groups!r}")
-        heads = len(groups)
-        if self.num_labels not in (0, heads):
-            raise UserError(f"config: num_labels must be 0 or {heads}, not {self.num_labels!r}")
-        rule = self.length_rule
-        if rule is not None and not (
-                isinstance(rule, dict) and set(rule) in ({"alpha", "mean"}, {"penalty", "mean"})
-                and all(type(x) in (int, float) and 0 <= x < math.inf for x in rule.values())
-                and rule.get("alpha", 1) + rule["mean"] > 0):  # 0 would make every reward 0
-            raise UserError("config: length_rule must hold alpha or penalty, and mean, all finite and at least 0, and "
-                            f"alpha + mean above 0, not {rule!r}")
+        if type(self.num_labels) is not int or self.num_labels < 0:
+            raise UserError(f"config: num_labels must be an integer of at least 0, not {self.num_labels!r}")
 
     @property
     def head_dim(self):
@@ -190,8 +176,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model. With config.num_labels 1 it has `score` and no language-model head, as Hugging Face's reward models;
-    otherwise `lm_head`, unless config.tie_word_embeddings makes the embedding serve as one."""
+    """The model. With config.num_labels it has `score` and no language-model head, as Hugging Face's classifiers (see
+    reward.RewardModel); otherwise `lm_head`, unless config.tie_word_embeddings makes the embedding serve as one."""
 
     def __init__(self, config):
         super().__init__()

@@ -3,11 +3,15 @@
 A reward r(x, y) is a number without unit or origin: only differences between answers to one prompt mean anything, as
 P(chosen is preferred) = sigmoid(r_chosen - r_rejected).
 """
+import math
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
-from nanopref.batch import CHOSEN, Batch, Example, at_least_float32, collate
+from nanopref.batch import CHOSEN, Batch, Example, at_least_float32, score
 from nanopref.errors import UserError
+from nanopref.model import Transformer
 from nanopref.text import encode_prompt, encode_response, truncate
 
 # Options of train_rm.py: (default, its argument in --help, explanation). A default of False is a switch.
@@ -46,6 +50,33 @@ def check_options(given: dict) -> dict:
     if values["length_penalty"] and values["length_alpha"] is not None:
         raise UserError("--length-penalty and --length-alpha are two rules for one thing: give one of them")
     return values
+
+
+class RewardModel(Transformer):
+    """The transformer with one number in place of the vocabulary, or one per group of annotators: its head `score`.
+    `groups` and `length_rule` are as in check_head, and kept in the folder's config.json."""
+
+    def __init__(self, config, groups=None, length_rule=None):
+        check_head(config.num_labels, groups, length_rule)
+        super().__init__(replace(config, num_labels=len(groups or ["everybody"])))
+        self.groups, self.length_rule = groups, length_rule
+
+
+def check_head(num_labels, groups, length_rule) -> None:
+    """UserError unless these make sense: num_labels as many as there are heads, or 0: not said; groups the names of the
+    annotators' groups that the heads belong to, or None: one head, for everybody; length_rule as in by_length."""
+    names = ["everybody"] if groups is None else groups
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names) or (
+            len(set(names)) < len(names)):
+        raise UserError(f"config: groups must be a list of different names, not {groups!r}")
+    if num_labels not in (0, len(names)):
+        raise UserError(f"config: num_labels must be 0 or {len(names)}, not {num_labels!r}")
+    if length_rule is not None and not (
+            isinstance(length_rule, dict) and set(length_rule) in ({"alpha", "mean"}, {"penalty", "mean"})
+            and all(type(x) in (int, float) and 0 <= x < math.inf for x in length_rule.values())
+            and length_rule.get("alpha", 1) + length_rule["mean"] > 0):  # 0 would make every reward 0
+        raise UserError("config: length_rule must hold alpha or penalty, and mean, all finite and at least 0, and "
+                        f"alpha + mean above 0, not {length_rule!r}")
 
 
 def bradley_terry(chosen, rejected, margin=0.0, center=0.0):
@@ -94,14 +125,20 @@ def d_ranking(ranked, margins=0.0, center=0.0):
     return grad / len(better)
 
 
-def batch_loss(found, batch: Batch, margin=0.0, center=0.0):
-    """The loss summed over the examples of a batch, pairs or rankings: `found` are its rewards (R,), `margin` is per point
-    of difference between the scores that the data gives to better and worse."""
-    example = batch.example.flatten()[batch.last]                        # (R,) to which of them a response belongs
-    sizes, total = torch.bincount(example), 0.0
-    for K in sizes.unique().tolist():
-        rows = sizes[example] == K
-        ranked, scores = found[rows].view(-1, K), batch.scores[rows].view(-1, K)  # an example's responses stand best first
+def rankings_of(batch: Batch) -> list[torch.Tensor]:
+    """Which of the batch's R responses are ranked with which: per number K of responses that occurs (K, B_K), the numbers
+    of the best responses first and those of the worst last, so that of pairs it is (chosen, rejected)."""
+    example = batch.example.flatten()[batch.last]  # (R,) to which of them a response belongs; they stand best first
+    sizes = torch.bincount(example)
+    return [(sizes[example] == K).nonzero().view(-1, K).T for K in sizes.unique().tolist()]
+
+
+def batch_loss(reward, batch: Batch, margin=0.0, center=0.0):
+    """The loss summed over the examples of a batch, pairs or rankings, from the rewards (R,) of its responses; `margin`
+    is per point of difference between the scores that the data gives to better and worse."""
+    total = 0.0
+    for numbers in rankings_of(batch):
+        ranked, scores = reward[numbers].T, batch.scores[numbers].T  # (B_K, K)
         better, worse = ranked_pairs(ranked)
         margins = margin * (scores[:, better] - scores[:, worse]) if margin else 0.0
         total = total + ranking(ranked, margins, center).sum()
@@ -144,21 +181,7 @@ def rewards(model, batch: Batch) -> torch.Tensor:
     unless the response was cut; the head of its group where there are several; after the model's rule about length."""
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)  # (B*T, d)
     reward = model.score(hidden[batch.last]).gather(1, batch.group[:, None])[:, 0]
-    return by_length(model.config.length_rule, at_least_float32(reward), batch.lengths)
-
-
-@torch.no_grad()
-def scores(model, examples, progress=lambda parts: parts) -> list:
-    """The reward of every response of every example, [[float, ...], ...]: in eval mode, without gradient."""
-    was_training = model.training
-    model.eval()
-    device, found = next(model.parameters()).device, []
-    for start in progress(range(0, len(examples), 64)):
-        part = examples[start:start + 64]
-        flat = iter(rewards(model, collate(part).to(device)).tolist())
-        found += [[next(flat) for _ in e.responses] for e in part]
-    model.train(was_training)
-    return found
+    return by_length(model.length_rule, at_least_float32(reward), batch.lengths)
 
 
 def score_answers(model, tokenizer, asked, progress=lambda parts: parts) -> tuple[list, int]:
@@ -174,27 +197,23 @@ def score_answers(model, tokenizer, asked, progress=lambda parts: parts) -> tupl
                                                model.config.max_position_embeddings)
         examples.append(Example(prompt_ids, responses, [CHOSEN] * len(responses)))
         n_cut += any(cut)
-    return scores(model, examples, progress), n_cut
+    return score(model, examples, rewards, progress), n_cut
 
 
-def by_rank(found, batch: Batch) -> list[tuple]:
-    """The rewards (R,) of a batch, sorted out: per number K of responses one tuple (best, ..., worst) of K times (B,),
-    so that pairs are (chosen, rejected)."""
-    sizes = torch.bincount(batch.example.flatten()[batch.last])
-    ranked = found.detach().split(sizes.tolist())  # an example's responses stand best first
-    return [torch.stack([r for r in ranked if len(r) == K]).unbind(1) for K in sizes.unique().tolist()]
+def by_rank(reward, batch: Batch) -> list[torch.Tensor]:
+    """The rewards (R,) of a batch, sorted out as in `rankings_of`: per number K of responses (K, B_K), best to worst."""
+    return [reward.detach()[numbers] for numbers in rankings_of(batch)]
 
 
 def reward_metrics(parts) -> dict:
     """Means over one optimiser step, under train_po.py's names; `parts`: what by_rank gave for its micro-batches.
     Chosen and rejected are the best and the worst response of a ranking, and the margin is between these two; the
     accuracy is the share of ALL its pairs ranked right, as among best and worst alone label noise is rarer."""
-    chosen, rejected = (torch.cat([part[at] for part in parts]) for at in (0, -1))
-    right = []
-    for part in parts:
-        ranked = torch.stack(part, 1)  # (B, K)
-        better, worse = ranked_pairs(ranked)
-        right.append((ranked[:, better] > ranked[:, worse]).flatten())
+    chosen, rejected = (torch.cat([ranked[at] for ranked in parts]) for at in (0, -1))
+    is_right = []
+    for ranked in parts:  # (K, B_K)
+        better, worse = ranked_pairs(ranked.T)
+        is_right.append((ranked[better] > ranked[worse]).flatten())
     return {"rewards/chosen": chosen.mean().item(), "rewards/rejected": rejected.mean().item(),
             "rewards/margins": (chosen - rejected).mean().item(),
-            "rewards/accuracies": torch.cat(right).float().mean().item()}
+            "rewards/accuracies": torch.cat(is_right).float().mean().item()}

@@ -45,35 +45,47 @@ class ChatTokenizer:
         tokenizer.encode_special_tokens = True  # a literal "<|im_end|>" is characters: nobody ends a turn from a text
         tokenizer.no_truncation()  # what to cut is decided here, and counted
         tokenizer.no_padding()
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
-        first = tokenizer.encode("4").ids[:1]  # with what the tokenizer itself puts before every text
-        self.wants_bos = first != tokenizer.encode("4", add_special_tokens=False).ids[:1]
-        self.bos_id = first[0] if self.wants_bos else self._named("bos_token")
+        self.special_tokens = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.template = _read_template(described["chat_template"])
+        self.bos_id = self._find_bos()
+        self.wants_bos = self._starts_with_bos()
+        prompt = encode_prompt(self, [QUESTION])
+        self.eos_id = self._find_eos(prompt)
+        self.header_length = len(prompt) - len(self.with_bos(self.ids_of(self.render([QUESTION], False))))
+        self.pad_id = self._find_pad(prompt)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,  # as transformers has them
-                                                    extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-        try:
-            self.template = environment.from_string(described["chat_template"])
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: it is not even a string
-            raise UserError(f"the chat template cannot be read: {error}") from None
-        prompt, answer = encode_prompt(self, [QUESTION]), self.ids_of(ANSWER["content"])
+    def _find_bos(self):
+        """What the tokenizer itself puts before every text, else the token that tokenizer_config.json names, or None."""
+        first, plain = (self.tokenizer.encode("4", add_special_tokens=adds).ids[:1] for adds in (True, False))
+        return first[0] if first != plain else self._named("bos_token")
+
+    def _starts_with_bos(self):
+        """Whether a prompt starts with BOS: the tokenizer puts it there, or the template does."""
+        if self.tokenizer.encode("4").ids[:1] == [self.bos_id]:
+            return True
+        prompt = self.ids_of(self.render([QUESTION], True))
+        return prompt[:1] == [self.bos_id] and self.bos_id not in prompt[1:]  # SmolLM2's is <|im_start|>, which recurs
+
+    def _find_eos(self, prompt):
+        """The special token that the template puts right after an answer. UserError if there is none, or the answer does
+        not stand right after the generation header: then its turns cannot be taken apart."""
+        start = prompt + self.ids_of(ANSWER["content"])
         whole = self.with_bos(self.ids_of(self.render([QUESTION, ANSWER], False)))
-        start = prompt + answer
         rest = whole[len(start):]
-        if whole[:len(start)] != start or not rest or tokenizer.id_to_token(rest[0]) not in special:
+        if whole[:len(start)] != start or not rest or self.tokenizer.id_to_token(rest[0]) not in self.special_tokens:
             raise UserError("the chat template does not put an answer right after its generation header and a special "
                             "token right after the answer: its turns cannot be taken apart")
-        self.eos_id = rest[0]
-        self.header_length = len(prompt) - len(self.with_bos(self.ids_of(self.render([QUESTION], False))))
-        if prompt[:1] == [self.bos_id] and self.bos_id not in prompt[1:]:  # SmolLM2's is <|im_start|>, which recurs
-            self.wants_bos = True  # the template puts it there, if not the tokenizer
-        self.pad_id = self._named("pad_token")
-        if self.pad_id in (None, self.eos_id):
-            others = [i for i in map(tokenizer.token_to_id, special) if i != self.eos_id]
-            self.pad_id = min(others, key=lambda i: (i in prompt or i == self.bos_id, i), default=self.eos_id)
+        return rest[0]
+
+    def _find_pad(self, prompt):
+        """The token that tokenizer_config.json names, unless it is EOS: then a special token that no prompt has."""
+        pad = self._named("pad_token")
+        if pad not in (None, self.eos_id):
+            return pad
+        others = [i for i in map(self.tokenizer.token_to_id, self.special_tokens) if i != self.eos_id]
+        return min(others, key=lambda i: (i in prompt or i == self.bos_id, i), default=self.eos_id)
 
     @property
     def ids(self):
@@ -135,6 +147,18 @@ class ChatTokenizer:
     def shown(self, ids):
         """`ids` as text, special tokens included, in one line."""
         return repr(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _read_template(text):
+    """A Jinja template that can do what transformers' can, and nothing to this machine."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,  # as transformers has them
+                                                extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
+    try:
+        return environment.from_string(text)
+    except (jinja2.TemplateError, TypeError) as error:  # TypeError: it is not even a string
+        raise UserError(f"the chat template cannot be read: {error}") from None
 
 
 def _refuse(message):  # what templates call as raise_exception("...")

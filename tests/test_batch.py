@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from nanopref import batch as nb
-from nanopref.batch import (CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, score, sequence_logps,
-                            step_counts)
-from nanopref.bench.steps import packed_logps, padded_logps, response_only_logps
+from nanopref.batch import (CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, padded_logps, score,
+                            sequence_logps, step_counts)
+from nanopref.bench.steps import packed_logps, response_only_logps
 from nanopref.losses import LOSSES, knobs, reduce
 from nanopref.text import decode, encode_prompt, encode_response
 
@@ -124,7 +124,7 @@ def test_targets_decode_to_the_responses_and_end_with_eos(tokenizer):
 def test_by_role_keeps_the_order_of_the_examples():
     batch = collate([Example([1], [[2], [3, 3], [4]], [CHOSEN, REJECTED, MISMATCHED], [-1.0, -2.0, -3.0]),
                      Example([1], [[5, 5, 5]], [REJECTED], [-4.0])])
-    w, l, kl = by_role(batch, torch.tensor([10.0, 20.0, 30.0, 40.0]))
+    w, l, kl = by_role(batch, torch.tensor([10.0, 20.0, 30.0, 40.0])).values()
     assert [s.logp.tolist() for s in (w, l, kl)] == [[10.0], [20.0, 40.0], [30.0]]
     assert [s.ref_logp.tolist() for s in (w, l, kl)] == [[-1.0], [-2.0, -4.0], [-3.0]]
     assert [s.length.tolist() for s in (w, l, kl)] == [[1], [2, 3], [1]]
@@ -143,7 +143,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_model, name):
         value = 0
         for chunk in chunks:
             part = collate(chunk)
-            seqs = dict(zip(("w", "l", "kl"), by_role(part, sequence_logps(model, part))))
+            seqs = by_role(part, sequence_logps(model, part))
             out = loss.fn(*(seqs[i] for i in loss.inputs), **knobs(name))
             value = value + reduce(out, *step_counts(chunk if own_counts else sum(chunks, []), loss.pairs))
         value = value / len(chunks) if own_counts else value

@@ -129,7 +129,7 @@ def test_judges_see_the_whole_prompt_and_each_answer(start, monkeypatch):
     """A stub in place of the model's rewards: the number of response tokens, whoever wrote them; without the end of
     turn where the policy wrote none."""
     seen, (_, judge) = [], load_judge(f"untrained:{start}")
-    monkeypatch.setattr(reward, "scores", lambda model, examples, progress: seen.extend(examples) or [
+    monkeypatch.setattr(reward, "score", lambda model, examples, *given: seen.extend(examples) or [
         [len(response) for response in e.responses] for e in examples])
     first = [{**rows(A)[0], "prompt": talk("Why?", "Be kind."), "finished": False}, *rows(A)[1:]]
     found = judge_scores(judge, [first, rows(B)])
@@ -143,7 +143,7 @@ def test_judges_see_the_whole_prompt_and_each_answer(start, monkeypatch):
 def test_equal_answers_are_a_tie_however_a_model_rounds(start, monkeypatch):
     """In place of the rounding, which depends on where a response stands in its batch: the place itself. The same text
     without its end of turn is another answer."""
-    monkeypatch.setattr(reward, "scores", lambda model, examples, progress: [range(len(e.responses)) for e in examples])
+    monkeypatch.setattr(reward, "score", lambda model, examples, *given: [range(len(e.responses)) for e in examples])
     same = [{**row, "finished": False} for row in rows(A)[:1]] + rows(A)[1:]
     found = judge_scores(load_judge(f"untrained:{start}")[1], [rows(A), rows(A), same])
     assert found == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]

@@ -117,7 +117,7 @@ def sft_on(model, examples):
     plain = type(model).logits
     model.logits = lambda hidden: kept.setdefault("logits", plain(model, hidden))
     part = batch.collate(examples)
-    w, _, _ = batch.by_role(part, batch.sequence_logps(model, part))
+    w = batch.by_role(part, batch.sequence_logps(model, part))["w"]
     loss = losses.reduce(losses.sft(w), n_tokens=w.length.sum().item())
     del model.logits
     kept["logits"].retain_grad()
@@ -172,7 +172,7 @@ def test_e03_sft_trains_on_responses_only():
     nll = [-sum(logp(e)[len(e.prompt) + t - 1, token] for t, token in enumerate(e.responses[0])) for e in examples]
     close(loss, (nll[0] + nll[1]) / 8)
     differs(loss, nll[0] / 6 + nll[1] / 10, by=1e-3)  # the mean of the two means
-    close(losses.sft(batch.by_role(part, batch.sequence_logps(plain, part))[0]).nll, torch.stack(nll))  # the sums
+    close(losses.sft(batch.by_role(part, batch.sequence_logps(plain, part))["w"]).nll, torch.stack(nll))  # the sums
     trained = torch.zeros_like(hidden[..., 0], dtype=torch.bool).flatten()
     trained[part.predictor] = True
     moved = hidden.grad.flatten(0, 1).abs().sum(-1) > 0
@@ -504,7 +504,7 @@ def test_e31_spread_grows_with_length():
 def test_e32_metrics():
     """Of a policy on three pairs by hand (see test_metrics.py), and of a reward model on two."""
     metrics_by_hand()
-    found = reward.reward_metrics([(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]))])
+    found = reward.reward_metrics([torch.tensor([[1.0, -2.0], [0.0, 1.0]])])
     assert found == {"rewards/chosen": -0.5, "rewards/rejected": 0.5, "rewards/margins": -1.0,
                      "rewards/accuracies": 0.5}
 

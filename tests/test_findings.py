@@ -156,11 +156,11 @@ def test_the_table_of_options(fakes, monkeypatch, capsys):
 
 def test_the_penalty_in_one_place_only(monkeypatch):
     """The rule of the same seed's penalised model goes to the plain one, whichever it is."""
-    models = {Path(f"{name}-{s}"): SimpleNamespace(config=SimpleNamespace(length_rule=rule))
+    models = {Path(f"{name}-{s}"): SimpleNamespace(length_rule=rule)
               for s in (0, 1) for name, rule in (("penalised", {"penalty": 0.03, "mean": 20.0 + s}), ("plain", None))}
     names = {id(model): run.name for run, model in models.items()}
     monkeypatch.setattr(options, "load", lambda run: (models[run], None))
-    monkeypatch.setattr(options, "judge", lambda model, *_: (names[id(model)], model.config.length_rule))
+    monkeypatch.setattr(options, "judge", lambda model, *_: (names[id(model)], model.length_rule))
     runs = {"length-penalty 0.03": [Path("penalised-0"), Path("penalised-1")],
             "none": [Path("plain-0"), Path("plain-1")]}
     assert options.in_one_place(runs, {}) == {

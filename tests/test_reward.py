@@ -9,16 +9,16 @@ from test_train import Killed, command, equal
 
 import train_po
 import train_rm
-from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate
+from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate, score
 from nanopref.data.examples import encode, length_balanced
 from nanopref.data.files import Row
 from nanopref.errors import UserError
 from nanopref.judge.report_rm import extremes
 from nanopref.judge.reward_models import score_pairs
 from nanopref.judge.stats import wilson
-from nanopref.model import Config, Transformer
-from nanopref.reward import (batch_loss, bradley_terry, by_length, by_rank, check_options, d_bradley_terry, d_ranking,
-                             ranking, reward_metrics, rewards, score_answers, scores)
+from nanopref.model import Config
+from nanopref.reward import (RewardModel, batch_loss, bradley_terry, by_length, by_rank, check_head, check_options,
+                             d_bradley_terry, d_ranking, ranking, reward_metrics, rewards, score_answers)
 from nanopref.run import config, training
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig
@@ -52,9 +52,9 @@ def test_wilson_by_hand():
     assert low == pytest.approx(4 / (4 + 3.8416)) and high == pytest.approx(1)
 
 
-def reward_model(seed=0):
+def reward_model(seed=0, groups=None, length_rule=None):
     torch.manual_seed(seed)
-    model = Transformer(Config(23, 16, 24, 2, 4, 2, rope_theta=50.0, num_labels=1)).double()
+    model = RewardModel(Config(23, 16, 24, 2, 4, 2, rope_theta=50.0), groups, length_rule).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.3)
     return model
@@ -114,7 +114,7 @@ def test_the_accuracy_of_rankings_is_over_all_their_pairs():
     """Of the ranking 5, 1, 2 two pairs of three are right, best against worst among them; of the pairs 1, 0 and 2, 2
     one: 3 of 5 pairs. Means are over the best, 1, 5, 2, and the worst, 0, 2, 2."""
     sorted_out = by_rank(torch.tensor([1.0, 0, 5, 1, 2, 2, 2]), mixed_batch())
-    assert [[side.tolist() for side in part] for part in sorted_out] == [[[1, 2], [0, 2]], [[5], [1], [2]]]
+    assert [part.tolist() for part in sorted_out] == [[[1, 2], [0, 2]], [[5], [1], [2]]]
     assert reward_metrics(sorted_out) == pytest.approx({
         "rewards/chosen": 8 / 3, "rewards/rejected": 4 / 3, "rewards/margins": 4 / 3, "rewards/accuracies": 3 / 5})
 
@@ -131,8 +131,7 @@ def test_rules_about_length_by_hand():
 def test_texts_are_scored_as_training_scores_them(tokenizer, tiny_model):
     """Against encoding and cutting by hand: a question as a string, a conversation, an answer given as its tokens; of
     the third, the prompt is too long for the context, and is counted once."""
-    model = tiny_model()
-    model.score, model.config.num_labels = torch.nn.Linear(16, 1, bias=False).double(), 1
+    model = RewardModel(tiny_model().config).double()
     talk = [{"role": role, "content": text} for role, text in
             (("user", "What is tea?"), ("assistant", "A drink."), ("user", "Is it?"))]
     asked = [("Is it?", ["Yes.", "No, it is not."]), (talk, ["Yes.", encode_response(tokenizer, "No.")[:-1]]),
@@ -142,14 +141,13 @@ def test_texts_are_scored_as_training_scores_them(tokenizer, tiny_model):
     examples = [Example(*truncate(tokenizer, encode_prompt(tokenizer, messages), [yes, ids], 128)[:2], [CHOSEN] * 2)
                 for messages, ids in (([talk[2]], no_more), (talk, no[:-1]),
                                       ([{"role": "user", "content": "What is tea? " * 100}], no))]
-    assert n_cut == 1 and found == scores(model, examples)
+    assert n_cut == 1 and found == score(model, examples, rewards)
     assert found[0][0] != found[1][0]  # the earlier turns count
 
 
 def test_of_a_conversation_the_whole_prompt_is_kept(tokenizer, tiny_model):
     """Two that end with the same question are two prompts, or the report would tell one of their answers only."""
-    model = tiny_model()
-    model.score, model.config.num_labels = torch.nn.Linear(16, 1, bias=False).double(), 1
+    model = RewardModel(tiny_model().config).double()
     rows = [Row(tuple({"role": "user", "content": text} for text in turns), "Yes.", "No.", 1)
             for turns in (("Tea?", "Is it?"), ("Rain?", "Is it?"), ("Is it?",))]
     judged = score_pairs(model, encode(tokenizer, rows, ("w", "l"), 128)[0], gold=False)
@@ -157,10 +155,30 @@ def test_of_a_conversation_the_whole_prompt_is_kept(tokenizer, tiny_model):
     assert extremes(judged, "test", n=9).count("> ") == 6
 
 
+@pytest.mark.parametrize("changes, message", [
+    ({"num_labels": 2}, "num_labels must be 0 or 1, not 2"),
+    ({"num_labels": 3, "groups": ["a", "b"]}, "num_labels must be 0 or 2, not 3"),
+    *[({"groups": wrong}, "groups must be a list of different") for wrong in (
+        "ab", [], ["a", "a"], [1, 2], 2, {"a": 1, "b": 2})],
+    *[({"length_rule": wrong}, "length_rule must hold") for wrong in (
+        "alpha", ["alpha", "mean"], 1, True, {}, {"alpha": 1.0}, {"alpha": 1.0, "penalty": 1.0, "mean": 1.0},
+        {"alpha": 0, "mean": 0}, {"alpha": -1.0, "mean": 5.0}, {"alpha": True, "mean": 5.0},
+        {"penalty": "1", "mean": 5.0}, {"penalty": math.nan, "mean": 5.0}, {"penalty": 1.0, "mean": math.inf})]])
+def test_heads_that_make_no_sense_are_refused_by_name(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_head(**{"num_labels": 0, "groups": None, "length_rule": None, **changes})
+    with pytest.raises(UserError, match=message):
+        n = changes.pop("num_labels", 0)
+        RewardModel(Config(23, 16, 24, 2, 4, 2, num_labels=n), **changes)
+
+
+def test_rules_about_length_that_are_kept():
+    for rule in (None, {"alpha": 0.0, "mean": 20.5}, {"alpha": 3, "mean": 0}, {"penalty": 0.1, "mean": 20.5}):
+        assert reward_model(length_rule=rule).length_rule == rule
+
+
 def test_every_group_has_its_own_head():
-    model = reward_model()
-    model.config.groups, model.config.num_labels = ["a", "b"], 2
-    model.score = torch.nn.Linear(16, 2, bias=False).double()
+    model = reward_model(groups=["a", "b"])
     by_group = [rewards(model, collate([Example([1, 2], [[3], [4]], [CHOSEN, REJECTED], group=g)])) for g in (0, 1)]
     hidden = model(torch.tensor([[1, 2, 3], [1, 2, 4]]))[:, -1]
     for g in (0, 1):
@@ -230,11 +248,11 @@ def test_a_rule_about_length_stays_with_the_model(pairs, start, tmp_path):
     length of the training responses."""
     folder, _ = run(pairs, start, tmp_path, knobs={"length_penalty": 0.5})
     model, tokenizer = load_model(folder / "model", dtype=torch.float32)
-    rule, examples = model.config.length_rule, [Example([5, 6], [[7] * 3, [8] * 9], [CHOSEN, REJECTED])]
+    rule, examples = model.length_rule, [Example([5, 6], [[7] * 3, [8] * 9], [CHOSEN, REJECTED])]
     assert rule["penalty"] == 0.5 and 5 < rule["mean"] < 40
-    ruled = scores(model, examples)[0]
-    model.config.length_rule = None
-    plain = scores(model, examples)[0]
+    ruled = score(model, examples, rewards)[0]
+    model.length_rule = None
+    plain = score(model, examples, rewards)[0]
     for with_rule, without, length in zip(ruled, plain, (3, 9)):
         assert with_rule == pytest.approx(without - 0.5 * abs(length - rule["mean"]), abs=1e-4)
 
@@ -268,7 +286,7 @@ def test_one_head_per_group(pairs, start, tmp_path):
         folder, weights = run(path, start, tmp_path, epochs=3, knobs={"heads": heads})
         accuracy[heads] = json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0]
     assert accuracy == {False: 0.5, True: 1.0}
-    assert weights["score.weight"].shape[0] == 2 and load_model(folder / "model")[0].config.groups == ["against", "for"]
+    assert weights["score.weight"].shape[0] == 2 and load_model(folder / "model")[0].groups == ["against", "for"]
     with pytest.raises(UserError, match="2 reward heads, of the groups against, for, where one is needed.*--heads"):
         run(pairs, folder / "model", tmp_path)  # not on the first of its heads, unasked
     (tmp_path / "others.jsonl").write_text(json.dumps({**rows[0], "group": "nobody"}) + "\n")
@@ -341,8 +359,8 @@ def test_resume_equals_uninterrupted_bit_for_bit(data, knobs, start, tmp_path, m
     capsys.readouterr()
     folder, resumed = run(pairs, start, tmp_path / "killed", epochs=2, resume=True, knobs=knobs)
     assert equal(whole, resumed) and "resuming at step" in capsys.readouterr().out
-    rule = load_model(folder / "model")[0].config.length_rule
-    assert rule == load_model(whole_folder / "model")[0].config.length_rule is not None
+    rule = load_model(folder / "model")[0].length_rule
+    assert rule == load_model(whole_folder / "model")[0].length_rule is not None
 
 
 @pytest.mark.parametrize("arguments, expected", [

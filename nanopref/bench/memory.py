@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from nanopref.batch import CHOSEN, REJECTED, Example, collate, sequence_logps
+from nanopref.batch import CHOSEN, REJECTED, Example, collate, padded_logps, sequence_logps
 from nanopref.bench.setting import EOS, model_of
-from nanopref.bench.steps import dpo_loss, padded_logps
+from nanopref.bench.steps import dpo_loss
 from nanopref.errors import UserError
 from nanopref.run.cli import Parser, exit_on_user_error
 from nanopref.run.config import ROOT, pick_device

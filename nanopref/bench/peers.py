@@ -27,7 +27,7 @@ def transformers_model(model):
     """transformers' own model with the weights of ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
     raw = config_to_json(model.config)
-    ours = ("architectures", "model_type", "num_labels", "groups", "length_rule")
+    ours = ("architectures", "model_type", "num_labels")
     kept = {k: v for k, v in raw.items() if k not in ours}
     theirs = LlamaForCausalLM(LlamaConfig(**kept)).to(next(model.parameters()).device)
     theirs.load_state_dict(model.state_dict(), strict=not model.config.tie_word_embeddings)  # ours has no tied lm_head

@@ -6,30 +6,13 @@ from dataclasses import replace
 import torch
 
 import train_po
-from nanopref.batch import at_least_float32, collate, sequence_logps
+from nanopref.batch import at_least_float32, collate, padded_logps, sequence_logps
 from nanopref.bench.setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
 from nanopref.losses import Seq, dpo, reduce
 from nanopref.run.config import RunConfig
 from nanopref.run.training import Forward, matrix_precision, new_optimizer
 
 LR = 1e-5
-
-
-def padded_logps(model, examples) -> torch.Tensor:
-    """The plain way: one right-padded row per response, the prompt repeated, a causal mask, logits everywhere, shift by
-    one. (R,) nats summed."""
-    rows = [(e.prompt, response) for e in examples for response in e.responses]
-    T = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.zeros(len(rows), T, dtype=torch.long)
-    is_response = torch.zeros(len(rows), T, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(rows):
-        ids[i, :len(prompt) + len(response)] = torch.tensor(prompt + response)
-        is_response[i, len(prompt):len(prompt) + len(response)] = True
-    device = next(model.parameters()).device
-    ids, is_response = ids.to(device), is_response.to(device)
-    logps = at_least_float32(model.logits(model(ids))).log_softmax(-1)          # (R, T, V): position t predicts t + 1
-    logps = logps[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]                  # (R, T - 1)
-    return (logps * is_response[:, 1:]).sum(-1)
 
 
 def packed_logps(model, examples) -> torch.Tensor:

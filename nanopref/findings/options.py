@@ -46,7 +46,7 @@ def in_one_place(runs: dict, tests: dict) -> dict:
     found = {f"{PENALTY}, scored without": [], "none, penalty 0.03 in scoring only": []}
     for pair in zip(runs[PENALTY], runs["none"]):
         (penalised, tokenizer), (plain, _) = map(load, pair)
-        plain.config.length_rule, penalised.config.length_rule = penalised.config.length_rule, None
+        plain.length_rule, penalised.length_rule = penalised.length_rule, None
         for row, model in zip(found.values(), (penalised, plain)):
             row.append(judge(model, tokenizer, tests))
     return found

@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref import reward
+from nanopref.batch import score
 from nanopref.data.examples import encode
 from nanopref.data.files import read
 from nanopref.findings.common import N_TEST, sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
 from nanopref.judge.reward_models import expected_accuracy
+from nanopref.reward import rewards
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error
 from nanopref.world import labels
@@ -67,8 +68,8 @@ def scored(folder: Path, test_file: Path) -> dict:
     """{group: [(reward of chosen, of rejected), ...]} by the model in `folder`, which is told each pair's group only by
     its prompt, or by the head that it has for it."""
     model, tokenizer = load_model(folder)
-    pairs, _ = encode(tokenizer, read(test_file).rows, ("w", "l"), 512, groups=model.config.groups)
-    scores = reward.scores(model, pairs)
+    pairs, _ = encode(tokenizer, read(test_file).rows, ("w", "l"), 512, groups=model.groups)
+    scores = score(model, pairs, rewards)
     return {group: [tuple(s) for pair, s in zip(pairs, scores) if pair.row.group == group] for group in labels.GROUPS}
 
 

@@ -136,7 +136,7 @@ class Scoring(Judge):
         """[[P(reply), ...], ...] for every dict of the template's fields, normalised among `replies` (token ids)."""
         roles, longest = [CHOSEN] * len(replies), max(replies, key=len)
         asked = [Example(self.question(template, each, longest), replies, roles) for each in fields]
-        logps = torch.tensor(score(self.model, asked, _progress), dtype=torch.float64)  # (questions, replies) nats
+        logps = torch.tensor(score(self.model, asked, progress=_progress), dtype=torch.float64)  # (questions, replies) nats
         return logps.softmax(-1).tolist()
 
     def question(self, template, fields, reply) -> list:

@@ -111,6 +111,7 @@ def _correct_pairs(policy, start, tokenizer, rows, config) -> list[float]:
     logps = torch.tensor(sum(_logps(policy, pairs), []))
     if entry.reference:
         batch.ref_logps = torch.tensor(sum(_logps(start, pairs), []))
-    w, l, _ = by_role(batch, logps)
-    out = entry.fn(*((w, l, w)[:len(entry.inputs)]), **config.knobs)  # a KL estimate moves both rewards alike
+    seqs = by_role(batch, logps)
+    seqs["kl"] = seqs["w"]  # any responses will do: a KL estimate moves both rewards alike
+    out = entry.fn(*(seqs[name] for name in entry.inputs), **config.knobs)
     return (out.chosen_rewards > out.rejected_rewards).float().tolist()

@@ -11,9 +11,10 @@ import re
 import torch
 import torch.nn.functional as F
 
+from nanopref.batch import score
 from nanopref.errors import UserError
 from nanopref.judge.stats import mean_se, share, wilson
-from nanopref.reward import scores
+from nanopref.reward import rewards
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
 
@@ -160,7 +161,7 @@ def score_pairs(model, pairs, gold) -> list[dict]:
     tokens and, with `gold`, the world's gold rewards. `pairs`: Examples with their rows, as examples.encode makes
     them."""
     found = []
-    for pair, (chosen, rejected) in zip(pairs, scores(model, pairs)):
+    for pair, (chosen, rejected) in zip(pairs, score(model, pairs, rewards)):
         row, turns = pair.row, [message["content"] for message in pair.row.prompt]
         one = {"prompt": "\n\n".join(turns), "chosen": row.chosen, "rejected": row.rejected, "reward_chosen": chosen,
                "reward_rejected": rejected, "length_chosen": len(pair.responses[0]),

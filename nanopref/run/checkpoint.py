@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
+from nanopref.reward import RewardModel, check_head
 from nanopref.run.hf_config import config_from_json, config_to_json
 from nanopref.text import CHAT_TEMPLATE, IM_END, IM_START, ChatTokenizer, train_tokenizer
 
@@ -50,7 +51,8 @@ def save_model(model, tokenizer, folder, training=None):
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     dtype = str(model.model["norm"].weight.dtype).removeprefix("torch.")
-    described = {**config_to_json(model.config), "torch_dtype": dtype}
+    head = {"groups": model.groups, "length_rule": model.length_rule} if isinstance(model, RewardModel) else {}
+    described = {**config_to_json(model.config), **head, "torch_dtype": dtype}
     (new / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})  # transformers 4 refuses a file without it
@@ -108,32 +110,33 @@ def new_model(texts, vocab_size, architecture):
 
 
 def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
-    """(Transformer, ChatTokenizer); dtype None keeps the stored one. UserError for whatever cannot be read.
+    """(Transformer or RewardModel, ChatTokenizer); dtype None keeps the stored one. UserError for whatever cannot be
+    read.
 
     reward  the model gets a scalar head instead of its language-model head: the folder's own if it is a reward model's,
             else a new, random one; UserError if it has several, one per group: which of them is to judge?
     groups  with reward: names of the annotators' groups, each of which gets a new head of its own
     """
-    config = config_from_json_file(find(folder, "config.json"))
+    config, head = config_from_json_file(find(folder, "config.json"))
     tokenizer = load_tokenizer(folder)
     if tokenizer.largest_id >= config.vocab_size:
         raise UserError(f"{find(folder, 'tokenizer.json')}: token ids up to {tokenizer.largest_id}, but config.json "
                         f"has vocab_size {config.vocab_size}: they belong to different models, download both again")
     if reward and config.num_labels > 1 and not groups:
-        raise UserError(f"{folder}: {config.num_labels} reward heads, of the groups {', '.join(config.groups)}, where "
+        raise UserError(f"{folder}: {config.num_labels} reward heads, of the groups {', '.join(head['groups'])}, where "
                         "one is needed: give a model with one head, or train a new head per group with train_rm.py "
                         "--heads")
-    has_head = config.num_labels > 0 and not groups
-    if reward and not has_head:
-        config = replace(config, num_labels=len(groups or [None]), groups=groups)
+    needs_head = reward and (groups or not config.num_labels)
+    if needs_head:
+        config, head["groups"] = replace(config, num_labels=0), groups
     config = replace(config, **tokenizer.ids)
     with torch.device("meta"):  # no memory and no random numbers spent on weights about to be replaced
-        model = Transformer(config)
+        model = RewardModel(config, **head) if needs_head or config.num_labels else Transformer(config)
     path, tensors = _read_weights(folder, device, dtype)
     tensors = _without_copies(path, tensors, config)
-    if reward and not has_head:
+    if needs_head:
         tensors.pop("lm_head.weight", None)
-        tensors["score.weight"] = torch.empty(config.num_labels, config.hidden_size).normal_(std=0.02)
+        tensors["score.weight"] = torch.empty(model.score.weight.shape).normal_(std=0.02)
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         stored, wanted = (list(given[name].shape) if name in given else "absent" for given in (tensors, expected))
@@ -147,10 +150,13 @@ def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
 
 
 def config_from_json_file(path):
-    """config_from_json of a file, which every message names."""
+    """(Config, {"groups", "length_rule"} of its reward heads) of a config.json, which every message names."""
     raw = _read_json(path)
+    head = {"groups": raw.get("groups"), "length_rule": raw.get("length_rule")}
     try:
-        return config_from_json(raw)
+        config = config_from_json(raw)
+        check_head(config.num_labels, **head)
+        return config, head
     except (TypeError, KeyError, AttributeError) as error:  # a number where a list belongs, and the like
         raise UserError(f"{path}: a value of the wrong type ({error}), download it again") from None
     except UserError as error:

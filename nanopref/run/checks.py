@@ -25,7 +25,7 @@ def step_0_check(policy, examples, config) -> None:
     logps.requires_grad_()
 
     def loss_on(values):
-        seqs = dict(zip(("w", "l", "kl"), by_role(batch, values)))
+        seqs = by_role(batch, values)
         out = entry.fn(*(seqs[name] for name in entry.inputs), **config.knobs)
         return seqs, reduce(out, n_tokens=seqs["w"].length.sum().item())
 

@@ -32,7 +32,7 @@ def cached_logps(start: Path, reference, examples, cache: Path, autocast, precis
     if flat is None:
         with autocast:
             progress = lambda parts: tqdm(parts, desc="reference log-probs", disable=not is_main())
-            logps = shared(lambda own: score(reference, own, progress), examples)
+            logps = shared(lambda own: score(reference, own, progress=progress), examples)
         flat = [x for each in logps for x in each]
         if is_main():
             cache.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,16 @@
-"""What the loops of train_po.py and train_rm.py share besides their shape: learning rate, checkpoints, giving up."""
+"""What the loops of train_po.py and train_rm.py share: their outer half, learning rate, checkpoints, giving up."""
 import json
 import shutil
 import time
 
 import torch
+from tqdm import tqdm
 
+from nanopref.batch import batches
 from nanopref.errors import UserError
 from nanopref.run.checkpoint import has_model, load_model, load_state, save_model, sibling
 from nanopref.run.distributed import is_main, parallel, wait
+from nanopref.run.memory import peak_in_words
 
 SAVE_EVERY = 60  # seconds between checkpoints, or twenty times what the last one took: saving costs 5 % at most
 
@@ -77,6 +80,36 @@ def announce(config, policy, tokenizer, examples, splits, counts, device) -> Non
         raise UserError(f"--max-length {config.max_length} is more than this model's context of "
                         f"{policy.config.max_position_embeddings} tokens: lower it, longer rows are then cut and "
                         "counted")
+
+
+def updates(config, examples, optimizer, checkpoints):
+    """The outer half of a training loop: yields (examples of the step's batch, record) for every optimiser step still
+    to do, with its learning rate set; record(row) takes what the step has to report, logs and shows it, and saves.
+
+    A run that was interrupted goes on from its checkpoint (see Checkpoints.restore). UserError, before anything is
+    saved, where the loss or its gradient is no finite number."""
+    steps = len(examples) // config.batch_size * config.epochs
+    first, tokens = checkpoints.restore(config, steps)
+    began, name = time.time(), config.loss if config.stage == "po" else config.stage
+    with tqdm(total=steps, initial=first, desc=name, disable=not is_main()) as progress:
+        for step, chunk in enumerate(batches(examples, config.batch_size, config.seed, config.epochs)):
+            if step < first:
+                continue
+            lr = learning_rate(config, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            tokens += sum(e.n_tokens for e in chunk)
+
+            def record(row):
+                check_finite(step, row["loss"], row["grad_norm"], config, checkpoints.folder)
+                shown = [key for key in ("loss", "rewards/margins", "rewards/accuracies") if key in row]
+                progress.set_postfix({key.split("/")[-1]: f"{row[key]:.3f}" for key in shown})
+                progress.update()
+                checkpoints.after(step, {"step": step, **row, "lr": lr, "tokens": tokens})
+
+            yield chunk, record
+    device = next(checkpoints.policy.parameters()).device
+    print(f"{steps - first} steps, {tokens:,} tokens in {time.time() - began:.0f} s; {peak_in_words(device)}")
 
 
 class Checkpoints:
