@@ -185,7 +185,7 @@ class ChunkedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, target):
-        """hidden (N, d), head (V, d), target (N,) -> (N,) nats, float32 at least. Products are in hidden's precision."""
+        """hidden (N, d), head (V, d), target (N,) -> (N,) nats, float32 at least. Products in hidden's precision."""
         logps, log_sums, weight = [], [], head.to(hidden.dtype)
         for part in ChunkedLogps.chunks(hidden, weight):
             logits = at_least_float32(hidden[part] @ weight.T)  # (n, V)

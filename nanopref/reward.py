@@ -126,8 +126,8 @@ def d_ranking(ranked, margins=0.0, center=0.0):
 
 
 def rankings_of(batch: Batch) -> list[torch.Tensor]:
-    """Which of the batch's R responses are ranked with which: per number K of responses that occurs (K, B_K), the numbers
-    of the best responses first and those of the worst last, so that of pairs it is (chosen, rejected)."""
+    """Which of the batch's R responses are ranked with which: for each number K of responses that occurs (K, B_K), the
+    best ones' numbers first and the worst ones' last, so that of pairs it is (chosen, rejected)."""
     example = batch.example.flatten()[batch.last]  # (R,) to which of them a response belongs; they stand best first
     sizes = torch.bincount(example)
     return [(sizes[example] == K).nonzero().view(-1, K).T for K in sizes.unique().tolist()]
@@ -201,7 +201,7 @@ def score_answers(model, tokenizer, asked, progress=lambda parts: parts) -> tupl
 
 
 def by_rank(reward, batch: Batch) -> list[torch.Tensor]:
-    """The rewards (R,) of a batch, sorted out as in `rankings_of`: per number K of responses (K, B_K), best to worst."""
+    """The rewards (R,) of a batch, sorted out as in `rankings_of`: for each K (K, B_K), best to worst."""
     return [reward.detach()[numbers] for numbers in rankings_of(batch)]
 
 

@@ -45,7 +45,8 @@ class ChatTokenizer:
         tokenizer.encode_special_tokens = True  # a literal "<|im_end|>" is characters: nobody ends a turn from a text
         tokenizer.no_truncation()  # what to cut is decided here, and counted
         tokenizer.no_padding()
-        self.special_tokens = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.special_tokens = [token.content for token in added if token.special]
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.template = _read_template(described["chat_template"])
@@ -57,7 +58,7 @@ class ChatTokenizer:
         self.pad_id = self._find_pad(prompt)
 
     def _find_bos(self):
-        """What the tokenizer itself puts before every text, else the token that tokenizer_config.json names, or None."""
+        """What the tokenizer itself puts before every text, else what tokenizer_config.json names, or None."""
         first, plain = (self.tokenizer.encode("4", add_special_tokens=adds).ids[:1] for adds in (True, False))
         return first[0] if first != plain else self._named("bos_token")
 
@@ -69,8 +70,8 @@ class ChatTokenizer:
         return prompt[:1] == [self.bos_id] and self.bos_id not in prompt[1:]  # SmolLM2's is <|im_start|>, which recurs
 
     def _find_eos(self, prompt):
-        """The special token that the template puts right after an answer. UserError if there is none, or the answer does
-        not stand right after the generation header: then its turns cannot be taken apart."""
+        """The special token that the template puts right after an answer. UserError if there is none, or the answer
+        does not stand right after the generation header: then its turns cannot be taken apart."""
         start = prompt + self.ids_of(ANSWER["content"])
         whole = self.with_bos(self.ids_of(self.render([QUESTION, ANSWER], False)))
         rest = whole[len(start):]

@@ -293,10 +293,10 @@ def test_no_folder(tmp_path):
 ])
 def test_a_config_that_contradicts_the_tensors_is_refused(folder, change, message):
     change_json(folder / "config.json", **change)
-    found = refusal(folder)
-    assert message in found and found.startswith(str(folder))
+    refused = refusal(folder)
+    assert message in refused and refused.startswith(str(folder))
     if "by config.json" in message:
-        assert found.endswith("they do not belong together, download both again")
+        assert refused.endswith("they do not belong together, download both again")
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):

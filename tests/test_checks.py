@@ -90,8 +90,8 @@ def cached(tokenizer, tiny_model, tmp_path):
     (tmp_path / "config.json").write_text("{}")
 
     def call(reference, examples, fresh=False):
-        found = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), "fp32", fresh)
-        return [e.ref_logps for e in found]
+        scored = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), "fp32", fresh)
+        return [e.ref_logps for e in scored]
 
     call.files = lambda: sorted((tmp_path / "cache").glob("*"))
     call.weights = tmp_path / "model.safetensors"

@@ -28,13 +28,13 @@ def test_the_estimate_covers_a_step_and_not_much_more(tiny_model):
     is what the attention of longer rows adds to a straight line."""
     model, pairs = tiny_model(0, torch.float32), examples(20, torch.Generator().manual_seed(0))
     longest = collate(sorted(pairs, key=lambda e: -e.n_tokens)[:8])
-    found = []
+    cases = []
     for model.gradient_checkpointing in (False, True):
         parts = estimate(model, pairs, 8, lambda batch: sequence_logps(model, batch), contextlib.nullcontext())
         kept = saved_bytes(lambda: sequence_logps(model, longest))
-        one_block = (found[0][1] - kept) / 2 if found else 0  # of two; computed again beside what all of them keep
-        found.append((parts["activations"], kept + one_block))
-    assert all(estimated == pytest.approx(kept, rel=0.1) for estimated, kept in found) and found[1][0] < found[0][0]
+        one_block = (cases[0][1] - kept) / 2 if cases else 0  # of two; computed again beside what all of them keep
+        cases.append((parts["activations"], kept + one_block))
+    assert all(estimated == pytest.approx(kept, rel=0.1) for estimated, kept in cases) and cases[1][0] < cases[0][0]
     n_bytes = sum(p.numel() * 4 for p in model.parameters())
     assert (parts["weights"], parts["gradients"]) == (n_bytes, n_bytes) and 2 * n_bytes < parts["AdamW"] < 4 * n_bytes
 

@@ -39,10 +39,10 @@ def test_dpo_step_by_hand():
 
 def test_logps_stay_sums_where_the_loss_divides():
     """SimPO, beta 2: rewards -4 -4 -2 and -3 -3.6 -4, so one pair of three is right; the logps stay the sums."""
-    found = metrics(losses.simpo, beta=2.0)
-    assert found["logps/chosen"] == pytest.approx(-5.0) and found["logps/rejected"] == pytest.approx(-17 / 3)
-    assert found["rewards/chosen"] == pytest.approx(-10 / 3) and found["rewards/rejected"] == pytest.approx(-10.6 / 3)
-    assert found["rewards/accuracies"] == pytest.approx(1 / 3) and found["rewards/ties"] == 0
+    means = metrics(losses.simpo, beta=2.0)
+    assert means["logps/chosen"] == pytest.approx(-5.0) and means["logps/rejected"] == pytest.approx(-17 / 3)
+    assert means["rewards/chosen"] == pytest.approx(-10 / 3) and means["rewards/rejected"] == pytest.approx(-10.6 / 3)
+    assert means["rewards/accuracies"] == pytest.approx(1 / 3) and means["rewards/ties"] == 0
 
 
 def test_likelihood_per_chosen_token():
@@ -56,8 +56,8 @@ def test_likelihood_per_chosen_token():
 def test_without_a_reference_there_is_no_change_to_report():
     nan = lambda s: s._replace(ref_logp=torch.full_like(s.ref_logp, float("nan")))
     w, l = nan(seq(PARTS[0][0])), nan(seq(PARTS[1][0]))
-    found = step_metrics([({"w": w, "l": l, "kl": NONE}, losses.simpo(w, l))])
-    assert not [name for name in found if name.startswith("logps_change")] and found["logps/chosen"] == -6.0
+    means = step_metrics([({"w": w, "l": l, "kl": NONE}, losses.simpo(w, l))])
+    assert not [name for name in means if name.startswith("logps_change")] and means["logps/chosen"] == -6.0
 
 
 def kto_metrics(w, l, kl):
@@ -78,6 +78,6 @@ def test_kto_pairs_have_accuracies_and_unpaired_rows_have_none():
 
 def test_a_step_with_one_label_only_has_no_nan():
     """All-bad steps happen with unpaired data; a NaN in metrics.jsonl would be no JSON."""
-    found = kto_metrics(NONE, seq(PARTS[1][0]), seq(((-3, -5, 2), (-6, -6, 4))))
-    assert set(found) == {"logps/rejected", "logps_change/rejected", "rewards/rejected", "kl"}
-    assert all(value == value for value in found.values())
+    means = kto_metrics(NONE, seq(PARTS[1][0]), seq(((-3, -5, 2), (-6, -6, 4))))
+    assert set(means) == {"logps/rejected", "logps_change/rejected", "rewards/rejected", "kl"}
+    assert all(value == value for value in means.values())

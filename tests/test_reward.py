@@ -29,8 +29,8 @@ from nanopref.world import labels
 def test_loss_by_hand():
     """Margin 0: log 2. Margin log 3: P = 3/4, loss log(4/3). Margin -log 3: P = 1/4, loss log 4."""
     margin = torch.tensor([0.0, math.log(3), -math.log(3)], dtype=torch.float64)
-    found = bradley_terry(margin + 5, torch.full((3,), 5.0, dtype=torch.float64))  # the origin means nothing
-    assert found.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)], abs=1e-15)
+    losses = bradley_terry(margin + 5, torch.full((3,), 5.0, dtype=torch.float64))  # the origin means nothing
+    assert losses.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)], abs=1e-15)
     d_w, d_l = d_bradley_terry(margin, torch.zeros(3, dtype=torch.float64))
     assert d_w.tolist() == pytest.approx([-0.5, -0.25, -0.75], abs=1e-15) and torch.equal(d_l, -d_w)
 
@@ -40,8 +40,8 @@ def test_hand_gradient_is_autograds():
     w, l = (torch.linspace(-40, 40, 41, dtype=torch.float64)[order].requires_grad_() for order in
             (torch.arange(41), torch.randperm(41, generator=torch.Generator().manual_seed(0))))
     loss = bradley_terry(w, l)
-    for found, by_hand in zip(torch.autograd.grad(loss.sum(), (w, l)), d_bradley_terry(w, l)):
-        assert torch.isfinite(loss).all() and (found - by_hand).abs().max() < 1e-15
+    for auto, by_hand in zip(torch.autograd.grad(loss.sum(), (w, l)), d_bradley_terry(w, l)):
+        assert torch.isfinite(loss).all() and (auto - by_hand).abs().max() < 1e-15
 
 
 def test_wilson_by_hand():
@@ -86,8 +86,8 @@ def test_hand_gradients_with_all_options_are_autograds():
     """Random rewards in float64, pairs and rankings of four: only the last digits may differ."""
     draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     w, l, margin = (x.requires_grad_() for x in draw(3, 7))
-    found = torch.autograd.grad(bradley_terry(w, l, margin.detach(), 0.3).sum(), (w, l))
-    for auto, by_hand in zip(found, d_bradley_terry(w, l, margin, 0.3)):
+    gradients = torch.autograd.grad(bradley_terry(w, l, margin.detach(), 0.3).sum(), (w, l))
+    for auto, by_hand in zip(gradients, d_bradley_terry(w, l, margin, 0.3)):
         assert (auto - by_hand).abs().max() < 1e-14
     ranked, margins = draw(5, 4).requires_grad_(), draw(5, 6)
     auto, = torch.autograd.grad(ranking(ranked, margins, 0.3).sum(), ranked)
@@ -136,13 +136,13 @@ def test_texts_are_scored_as_training_scores_them(tokenizer, tiny_model):
             (("user", "What is tea?"), ("assistant", "A drink."), ("user", "Is it?"))]
     asked = [("Is it?", ["Yes.", "No, it is not."]), (talk, ["Yes.", encode_response(tokenizer, "No.")[:-1]]),
              ("What is tea? " * 100, ["Yes.", "No."])]
-    found, n_cut = score_answers(model, tokenizer, asked)
+    scores, n_cut = score_answers(model, tokenizer, asked)
     yes, no, no_more = (encode_response(tokenizer, text) for text in ("Yes.", "No.", "No, it is not."))
     examples = [Example(*truncate(tokenizer, encode_prompt(tokenizer, messages), [yes, ids], 128)[:2], [CHOSEN] * 2)
                 for messages, ids in (([talk[2]], no_more), (talk, no[:-1]),
                                       ([{"role": "user", "content": "What is tea? " * 100}], no))]
-    assert n_cut == 1 and found == score(model, examples, rewards)
-    assert found[0][0] != found[1][0]  # the earlier turns count
+    assert n_cut == 1 and scores == score(model, examples, rewards)
+    assert scores[0][0] != scores[1][0]  # the earlier turns count
 
 
 def test_of_a_conversation_the_whole_prompt_is_kept(tokenizer, tiny_model):

@@ -92,14 +92,14 @@ def find(folder, name):
 
 def digest(folder):
     """SHA-256 of all that decides what a model folder computes: weights, configuration, tokenizer, template."""
-    files, found = Path(find(folder, "config.json")).parent, hashlib.sha256()
+    files, sha = Path(find(folder, "config.json")).parent, hashlib.sha256()
     for path in sorted(files.iterdir()):
         if path.suffix not in (".json", ".jinja", ".safetensors") or path.name == STATE:
             continue
         with path.open("rb") as file:
             for piece in iter(lambda: file.read(2 ** 24), b""):
-                found.update(piece)
-    return found.hexdigest()
+                sha.update(piece)
+    return sha.hexdigest()
 
 
 def new_model(texts, vocab_size, architecture):

@@ -68,27 +68,27 @@ def from_main(function):
     """What function() returns; it is called in the main process only."""
     if size() == 1:
         return function()
-    found = [function() if is_main() else None]
-    dist.broadcast_object_list(found)
-    return found[0]
+    result = [function() if is_main() else None]
+    dist.broadcast_object_list(result)
+    return result[0]
 
 
 def together(items: list) -> list:
     """The items of all processes in one list, the tensors in them detached and on the CPU."""
     if size() == 1:
         return items
-    found = [None] * size()
-    dist.all_gather_object(found, tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), items))
-    return sum(found, [])
+    lists = [None] * size()
+    dist.all_gather_object(lists, tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), items))
+    return sum(lists, [])
 
 
 def shared(function, items: list) -> list:
     """function(items), a list with one result per item, where each process works on every N-th item only."""
     if size() == 1:
         return function(items)
-    found = [None] * size()
-    dist.all_gather_object(found, function(items[rank()::size()]))
-    return [found[i % size()][i // size()] for i in range(len(items))]
+    results = [None] * size()  # of every process
+    dist.all_gather_object(results, function(items[rank()::size()]))
+    return [results[i % size()][i // size()] for i in range(len(items))]
 
 
 def gathered(seq):

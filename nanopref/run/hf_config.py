@@ -51,9 +51,9 @@ def _rope(raw):
     if not isinstance(rope, dict):
         raise UserError(f"config: rope scaling must be an object, not {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    found = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     if kind == "default":
-        return found
+        return theta
     if kind != "llama3":
         raise UserError(f"config: rope scaling must be default or llama3, not {kind!r}")
     for name in LLAMA3:
@@ -61,4 +61,4 @@ def _rope(raw):
             raise UserError(f"config: llama3 rope scaling needs a positive {name}, not {rope.get(name)!r}")
     if rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise UserError("config: llama3 rope scaling needs low_freq_factor < high_freq_factor")
-    return {**found, "rope_scaling": {"rope_type": "llama3", **{name: rope[name] for name in LLAMA3}}}
+    return {**theta, "rope_scaling": {"rope_type": "llama3", **{name: rope[name] for name in LLAMA3}}}

@@ -71,14 +71,14 @@ def estimate(model, examples, micro_batch: int, forward, autocast) -> dict:
 def peak_in_words(device) -> str:
     """The most memory in use so far: what PyTorch allocated on a GPU, the whole process on a CPU."""
     if device.type == "cuda":
-        found = torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
     elif device.type == "mps":
-        found = torch.mps.driver_allocated_memory()
+        peak = torch.mps.driver_allocated_memory()
     elif resource is None:
         return "peak of memory not measured on Windows"
     else:  # ru_maxrss is in bytes on macOS, in KiB on Linux
-        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"measured peak of memory {found / 1e9:.2f} GB"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"measured peak of memory {peak / 1e9:.2f} GB"
 
 
 def in_words(parts: dict) -> str:

@@ -13,29 +13,29 @@ def step_metrics(parts) -> dict:
     nll_loss: nats per chosen TOKEN. kl: KTO's z0 / beta before it is cut at 0, nats.
     """
     joined = lambda name, get: torch.cat([get(seqs[name]) for seqs, _ in parts])
-    found = {}
+    means = {}
     for name, role in (("w", "chosen"), ("l", "rejected")):
         logps = joined(name, lambda s: s.logp)
         if len(logps):
-            found[f"logps/{role}"] = logps.mean().item()
+            means[f"logps/{role}"] = logps.mean().item()
             change = (logps - joined(name, lambda s: s.ref_logp)).mean().item()
             if change == change:  # not NaN: there is a reference
-                found[f"logps_change/{role}"] = change
+                means[f"logps_change/{role}"] = change
     w, l = (torch.cat([getattr(out, f"{role}_rewards") for _, out in parts]) for role in ("chosen", "rejected"))
     if len(w):
-        found["rewards/chosen"] = w.mean().item()
+        means["rewards/chosen"] = w.mean().item()
     if len(l):
-        found["rewards/rejected"] = l.mean().item()
+        means["rewards/rejected"] = l.mean().item()
     if len(w) and len(l):
-        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     n_mismatched = len(joined("kl", lambda s: s.length))  # KTO has one per example: as many only if all are pairs
     if len(w) == len(l) > 0 and n_mismatched in (0, len(w)):
-        found["rewards/accuracies"] = (w > l).float().mean().item()
-        found["rewards/ties"] = (w == l).float().mean().item()
+        means["rewards/accuracies"] = (w > l).float().mean().item()
+        means["rewards/ties"] = (w == l).float().mean().item()
     if any(out.nll is not None for _, out in parts):
         lengths = joined("w", lambda s: s.length)
-        found["nll_loss"] = (-joined("w", lambda s: s.logp).sum() / lengths.sum()).item()
+        means["nll_loss"] = (-joined("w", lambda s: s.logp).sum() / lengths.sum()).item()
     kl = joined("kl", lambda s: s.logp - s.ref_logp)
     if len(kl):
-        found["kl"] = kl.mean().item()
-    return found
+        means["kl"] = kl.mean().item()
+    return means
