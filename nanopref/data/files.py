@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `read` found in one file."""
+    """The rows of one file, and what of it was dropped."""
     path: str
     format: str           # a key of FORMATS
     rows: list
@@ -66,11 +66,11 @@ def read(path, strict=False, axis=None):
         where = f"{unit} {number}"
         try:
             row = _json_object(line)
-            found = detect(row)
+            row_format = detect(row)
             if known_format is None:
-                known_format, convert = found, converter(row, found, axis, f"{path}, {where}")
-            if found not in (known_format, None):
-                raise UserError(f"{path}, {where}: a row in format {found} in a file in format {known_format}. "
+                known_format, convert = row_format, converter(row, row_format, axis, f"{path}, {where}")
+            if row_format not in (known_format, None):
+                raise UserError(f"{path}, {where}: a row in format {row_format} in a file in format {known_format}. "
                                 "Keep one format per file: move these rows to a file of their own")
             rows.append(Row(**parse(row, known_format, convert), line=number))
         except BadRow as bad:

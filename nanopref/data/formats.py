@@ -38,28 +38,29 @@ def kind(value):
 
 def detect(row):
     """The first of FORMATS that the row has the fields of, or None."""
-    found = kind(row.get("chosen"))
+    kind_of_chosen = kind(row.get("chosen"))
     for name, (fields, _) in FORMATS.items():
-        if all(field in row for field in fields) and KIND_OF_CHOSEN.get(name, found) == found:
+        if all(field in row for field in fields) and KIND_OF_CHOSEN.get(name, kind_of_chosen) == kind_of_chosen:
             return name
     return None
 
 
-def converter(row, found, axis, where):
-    """The converter of the format found, with the axis it needs."""
-    if found is None:
+def converter(row, row_format, axis, where):
+    """The converter of a format, with the axis it needs. UserError for row_format None, unknown, and for an axis that
+    is missing or has no use."""
+    if row_format is None:
         fields = ", ".join(f"{field} ({kind(row[field])})" for field in sorted(row)) or "(none)"
         kinds = "chosen is " + ", ".join(f"a {kind} in {name}" for name, kind in KIND_OF_CHOSEN.items())
         known = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _) in FORMATS.items())
         raise UserError(f"{where}: unknown format with fields {fields}. Rename them to one of: {known}; {kinds}")
-    if found != "pku-saferlhf":
+    if row_format != "pku-saferlhf":
         if axis is not None:
-            raise UserError(f"{where}: --axis {axis} is for PKU-SafeRLHF data, and this is {found}. Leave it out")
-        return FORMATS[found][1]
+            raise UserError(f"{where}: --axis {axis} is for PKU-SafeRLHF data, and this is {row_format}. Leave it out")
+        return FORMATS[row_format][1]
     if axis not in ("better", "safer"):
         raise UserError(f"{where}: PKU-SafeRLHF ranks by helpfulness and by safety, and the two disagree on many rows. "
                         "Pass --axis better or --axis safer")
-    return partial(FORMATS[found][1], axis=axis)
+    return partial(FORMATS[row_format][1], axis=axis)
 
 
 def parse(row, known_format, convert):
@@ -93,23 +94,23 @@ def parse(row, known_format, convert):
 def _aside(row, known_format, chosen, rejected):
     """What a pair says besides, as fields of Row: `between`, `scores`, `preferred`, `group`; what is absent
     or no number (no name) is left out: only --margin and --heads need it, and they say so."""
-    found = {}
+    aside = {}
     if known_format == "ranking":
-        found["between"] = tuple(text.strip() for text in row["ranked"][1:-1])
+        aside["between"] = tuple(text.strip() for text in row["ranked"][1:-1])
     fields = [chosen[-1].field, rejected[-1].field]
     if known_format in ORDERED:
-        found["preferred"] = ORDERED[known_format].index(fields[0]) + 1
+        aside["preferred"] = ORDERED[known_format].index(fields[0]) + 1
     names = SCORES.get(known_format, {"chosen": "score_chosen", "rejected": "score_rejected"})
     scores = row.get("scores") if known_format == "ranking" else [row.get(names.get(field)) for field in fields]
     if isinstance(scores, list) and None in scores:  # null is the same as absent
         scores = None
     if scores is not None:
-        n = 2 + len(found.get("between", ()))
+        n = 2 + len(aside.get("between", ()))
         if isinstance(scores, list) and len(scores) == n and all(map(_is_finite, scores)):
-            found["scores"] = tuple(map(float, scores))
+            aside["scores"] = tuple(map(float, scores))
     if isinstance(row.get("group"), str) and row["group"].strip():
-        found["group"] = row["group"]
-    return found
+        aside["group"] = row["group"]
+    return aside
 
 
 def _is_finite(value):
@@ -268,7 +269,7 @@ FORMATS = {
     "sharegpt-demonstrations": (("conversations",), lambda row: (_prompt(row, "conversations"), None)),
     "ms-swift-demonstrations": (("messages",), lambda row: (_turns(row, "messages"), None)),
 }
-# The responses in the file's own order, by which a preference for the first can be seen, and the fields of their scores.
+# The responses in the file's own order, by which a preference for the first can be seen; the fields of their scores.
 ORDERED = {"align-anything": ("response_1", "response_2"), "pku-saferlhf": ("response_0", "response_1")}
 SCORES = {"align-anything": {"response_1": "gold_1", "response_2": "gold_2"}, "pku-saferlhf": {}}
 # What `chosen` must be where the fields alone do not tell; a transcript is a string that starts with HH_START.
