@@ -46,6 +46,7 @@ def train(config: RunConfig) -> Path:
     """One run, from nothing to its report; returns its folder. A finished run is found and reused."""
     # 1. What it stands on, and where it goes.
     device = pick_device(config.device)
+    config = config.on(device)
     distributed.start(device)
     start = start_from(config)
     folder = config.folder(start)

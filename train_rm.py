@@ -35,6 +35,7 @@ def train(config: RunConfig) -> Path:
     """One run, from nothing to its report; returns its folder. A finished run is found and reused."""
     # 1. What it stands on, and where it goes.
     device = pick_device(config.device)
+    config = config.on(device)
     distributed.start(device)
     start = start_from(config)
     folder = config.folder(start)
@@ -45,7 +46,7 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)  # decides the new head
 
     # 2. Data, trunk and head.
-    splits, options = dataset.load(config), config.knobs
+    splits, options = dataset.load(config, config.knobs["ranking"]), config.knobs
     groups = sorted({row.group or "" for row in splits.train}) if options["heads"] else None
     if groups and "" in groups:
         raise UserError(f"--heads needs the field `group` in every row of {config.data}")

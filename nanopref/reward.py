@@ -14,43 +14,6 @@ from nanopref.errors import UserError
 from nanopref.model import Transformer
 from nanopref.text import encode_prompt, encode_response, truncate
 
-# Options of train_rm.py: (default, its argument in --help, explanation). A default of False is a switch.
-OPTIONS = {
-    "center": (0.0, "ETA", "add ETA (r_chosen + r_rejected)^2 to the loss: labels leave the origin of a reward open, "
-               "this pulls it to 0; 0.01 is enough (default: 0)"),
-    "margin": (0.0, "M", "demand that r_chosen - r_rejected be at least M times the difference of the two scores that "
-               "the data gives (Llama 2): score_chosen and score_rejected of a file; on the embedded world the gold "
-               "scores, so there this option alone sees the truth (default: 0, labels alone)"),
-    "ranking": (2, "K", "on the embedded world: learn from rankings of K responses instead of pairs, as many responses "
-                "in all (InstructGPT); a file of rankings is recognised by itself (default: 2)"),
-    "length-penalty": (0.0, "LAM", "reward r - LAM |length - L0|, in training and ever after; LAM in reward per token, "
-                       "L0 the mean training length. Measured at 0.03: the head learns its way around it, length bias "
-                       "b = 0.22 against 0.21 without (default: 0)"),
-    "length-alpha": (None, "A", "reward r (A + L0) / (A + length), document 000's division by length, in training and "
-                     "ever after; A in tokens. Measured at 25: as little, b = 0.23 (default: no division)"),
-    "balance-length": (False, None, "draw the training pairs again, so that among pairs that differ about as much in "
-                       "length the longer response is chosen as often as the shorter one. Measured: over-corrects, "
-                       "b = -0.13, and costs 0.02 of accuracy"),
-    "heads": (False, None, "one new head per group of annotators on a shared trunk; needs the field `group` in every "
-              "row"),
-}
-
-
-def check_options(given: dict) -> dict:
-    """All of OPTIONS with their values, by name with _ for -; UserError for one that makes no sense."""
-    values = {name.replace("-", "_"): default for name, (default, *_) in OPTIONS.items()}
-    for name, value in given.items():
-        if name not in values:
-            raise UserError(f"a reward model has no option {name}; it has {', '.join(values)}")
-        if type(value) in (int, float) and not (0 <= value < float("inf")):
-            raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0, got {value}")
-        values[name] = value
-    if values["ranking"] < 2:
-        raise UserError(f"--ranking takes at least 2 responses, got {values['ranking']}")
-    if values["length_penalty"] and values["length_alpha"] is not None:
-        raise UserError("--length-penalty and --length-alpha are two rules for one thing: give one of them")
-    return values
-
 
 class RewardModel(Transformer):
     """The transformer with one number in place of the vocabulary, or one per group of annotators: its head `score`.

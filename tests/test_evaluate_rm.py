@@ -13,7 +13,7 @@ from nanopref.judge.readings import read_rm
 from nanopref.judge.report_rm import accuracies, calibration_table, extremes, mistakes, report_rm
 from nanopref.judge.reward_models import (baselines, calibration, calibration_error, correlation, expected_accuracy,
                                           interval, length_beyond_gold, measure)
-from nanopref.reward import check_options
+from nanopref.run.config import check_reward_options
 from nanopref.world import labels
 
 L = log(3)  # a margin of L is a preference probability of 3/4; of 3 L, 27/28
@@ -211,7 +211,7 @@ def test_mistakes_in_text():
 
 
 def config(**options):
-    return SimpleNamespace(loss="rm", knobs=check_options(options), data="world", seed=0)
+    return SimpleNamespace(loss="rm", knobs=check_reward_options(options), data="world", seed=0)
 
 
 def reported(folder, scored, best, accuracy=0.6):
@@ -245,7 +245,7 @@ def test_the_report_as_printed_and_kept(tmp_path, capsys):
     assert "On test_id nothing shows that was learnt: 66.7% of 3 pairs, 95 % interval 20.8% to 93.9%" in text
     assert kept["measures"]["test_id"]["after"]["margin"] == pytest.approx([L, 2 * L / sqrt(3)])
     assert kept["best_accuracy"] == {"test_id": 0.83} and kept["last_step"]["step"] == 19
-    assert kept["config"] == {"loss": "rm", "knobs": check_options({}), "data": "world", "seed": 0}
+    assert kept["config"] == {"loss": "rm", "knobs": check_reward_options({}), "data": "world", "seed": 0}
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").open()]
     assert rows == [{"split": "test_id", "who": "before", **p} for p in before] + [
         {"split": "test_id", "who": "after", **p} for p in THREE]

@@ -17,11 +17,11 @@ from nanopref.judge.report_rm import extremes
 from nanopref.judge.reward_models import score_pairs
 from nanopref.judge.stats import wilson
 from nanopref.model import Config
-from nanopref.reward import (RewardModel, batch_loss, bradley_terry, by_length, by_rank, check_head, check_options,
-                             d_bradley_terry, d_ranking, ranking, reward_metrics, rewards, score_answers)
+from nanopref.reward import (RewardModel, batch_loss, bradley_terry, by_length, by_rank, check_head, d_bradley_terry,
+                             d_ranking, ranking, reward_metrics, rewards, score_answers)
 from nanopref.run import config, training
 from nanopref.run.checkpoint import load_model
-from nanopref.run.config import RunConfig
+from nanopref.run.config import RunConfig, check_reward_options
 from nanopref.text import encode_prompt, encode_response, truncate
 from nanopref.world import labels
 
@@ -209,7 +209,7 @@ def test_balanced_lengths_predict_nothing():
     ({"length_penalty": 0.1, "length_alpha": 1.0}, "two rules for one thing")])
 def test_options_that_make_no_sense(knobs, message):
     with pytest.raises(UserError, match=message):
-        check_options(knobs)
+        check_reward_options(knobs)
 
 
 @pytest.mark.parametrize("name", ["ranked_pairs", "length_normalised", "length_penalised", "length_balanced"])
@@ -218,7 +218,7 @@ def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatc
     users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
              "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
     monkeypatch.setattr(labels, "fingerprint", lambda seed: b"the same")
-    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs).folder(None) for user, knobs in users.items()}
+    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs).on(torch.device("cpu")).folder(None) for user, knobs in users.items()}
     before, source = folders(), config.inspect.getsource
     monkeypatch.setattr(config.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
     after = folders()

@@ -113,7 +113,7 @@ def test_what_is_done_is_found_and_not_trained_again(start, pairs, tmp_path, mon
 
 def test_a_folder_is_named_by_the_stages_before_it(start, pairs, tmp_path):
     """rm on sft on base on a file's own text: each name depends on the weights of the stage before."""
-    config = parse_rm(["--data", str(pairs), "--out", str(tmp_path), "--seed", "3"])
+    config = parse_rm(["--data", str(pairs), "--out", str(tmp_path), "--seed", "3", "--precision", "fp32"])
     sft = config.before()
     base = sft.before()
     assert (config.stage, sft.stage, base.stage, folder_of(base)) == ("rm", "sft", "base", base.folder(None))

@@ -74,7 +74,7 @@ def main(argv=None) -> None:
 
 def steps(name: str, points: list, rounds: int, device) -> list[dict]:
     """A row for every point: x, tokens, GFLOP of a step, its seconds in every round, and MB if they can be measured."""
-    config = RunConfig(loss="dpo", device=device.type)
+    config = RunConfig(loss="dpo").on(device)
     autocast = matrix_precision(config, device)
     runs, rows = {}, []
     for i, (changes, lengths) in enumerate(points):

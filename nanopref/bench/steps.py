@@ -63,7 +63,7 @@ def measure(size: str, n: int, rounds: int, peers: bool, device) -> list[dict]:
     model, batch = model_of(size, device), SIZES[size][1]["batch"]
     examples = with_reference(model, pairs_of(size, n))
     chunks = [examples[i:i + batch] for i in range(0, n, batch)]
-    config = RunConfig(loss="dpo", device=device.type)
+    config = RunConfig(loss="dpo").on(device)
     autocast = matrix_precision(config, device)
 
     def contender(step, logps_of=None, compiled=False):

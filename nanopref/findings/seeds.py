@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nanopref.errors import UserError
 from nanopref.run.cli import Parser, parse, parse_rm, positive
-from nanopref.run.config import ROOT, RunConfig
+from nanopref.run.config import ROOT, RunConfig, pick_device
 
 
 def options(doc: str) -> argparse.ArgumentParser:
@@ -27,6 +27,7 @@ def options(doc: str) -> argparse.ArgumentParser:
 
 def folder_of(config: RunConfig) -> Path:
     """Where a run of this configuration lives. Every stage before it must be done."""
+    config = config.on(pick_device(config.device))
     if config.model in ("base", "sft"):
         return config.folder(config.shipped_start or folder_of(config.before()) / "model")
     return config.folder(None if config.model == "scratch" else Path(config.model))

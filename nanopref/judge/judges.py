@@ -28,7 +28,7 @@ from nanopref.judge.stats import mean_se, share
 from nanopref.run import dataset
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import Parser, exit_on_user_error
-from nanopref.run.config import SHIPPED_BASE, RunConfig, pick_device
+from nanopref.run.config import SHIPPED_BASE, DataConfig, pick_device
 from nanopref.text import decode, encode_prompt, encode_response, truncate
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
@@ -304,8 +304,8 @@ def main(argv=None) -> None:
     p.add_argument("--device", default="auto", help="cpu, cuda, mps (default: cuda, else mps, else cpu)")
     p.add_argument("--out", default="runs", metavar="DIR", help="where the figure goes (default: runs)")
     args = p.parse_args(argv)
-    config = RunConfig(loss="rm", data=args.data, test_data=args.test_data, axis=args.axis, system=args.system,
-                       rows=args.rows, device=args.device, out=args.out)  # it refuses what does not go together
+    config = DataConfig(data=args.data, test_data=args.test_data, axis=args.axis, system=args.system, rows=args.rows,
+                        out=args.out)  # it refuses what does not go together
     is_world, device = args.data == "world", pick_device(args.device)
     if args.split and not is_world:
         raise UserError(f"--split {args.split} goes with the embedded world; of a file the held-out rows are judged")

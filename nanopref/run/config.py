@@ -1,4 +1,4 @@
-"""What one training run is: its configuration, fully resolved."""
+"""What one training run is: its configuration, with defaults resolved and mistakes refused."""
 import dataclasses
 import functools
 import hashlib
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from nanopref import reward
+from nanopref import losses, reward
 from nanopref.data.examples import length_balanced
 from nanopref.data.hub import data_files
 from nanopref.errors import UserError
-from nanopref.losses import LOSSES, check_knobs
 from nanopref.run import distributed
 from nanopref.run.checkpoint import digest
 from nanopref.world import labels
@@ -41,69 +40,115 @@ FILE_BASE = dict(lr=1e-3, epochs=6, batch_size=32)
 ARCHITECTURE = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
                     num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True)
 VOCABULARY = {True: 1024, False: 2048}  # tokens of a tokenizer trained here: on the embedded world, on other texts
+# Options of train_rm.py and their defaults; nanopref/run/cli.py explains them, nanopref/reward.py has their formulas.
+REWARD_OPTIONS = dict(center=0.0, margin=0.0, ranking=2, length_penalty=0.0, length_alpha=None, balance_length=False,
+                      heads=False)
 
 
+def check_reward_options(given: dict) -> dict:
+    """REWARD_OPTIONS overridden by `given`. UserError for an unknown option or a value that makes no sense."""
+    options = {**REWARD_OPTIONS, **given}
+    for name, value in given.items():
+        if name not in REWARD_OPTIONS:
+            raise UserError(f"a reward model has no option {name}; it has {', '.join(REWARD_OPTIONS)}")
+        if type(value) in (int, float) and not (0 <= value < float("inf")):
+            raise UserError(f"--{name.replace('_', '-')} must be a number of at least 0, got {value}")
+    if options["ranking"] < 2:
+        raise UserError(f"--ranking takes at least 2 responses, got {options['ranking']}")
+    if options["length_penalty"] and options["length_alpha"] is not None:
+        raise UserError("--length-penalty and --length-alpha are two rules for one thing: give one of them")
+    return options
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What decides which rows are trained on and which are held out; nanopref/run/dataset.py reads them."""
+    data: str = "world"           # the embedded world, a file, or a data set on the hub
+    test_data: str | None = None
+    axis: str | None = None       # of PKU-SafeRLHF: "better" or "safer"
+    system: str | None = None     # message for conversations that have none
+    rows: int | None = None       # of the training data: the first so many
+    strict: bool = False          # a row that would be dropped is an error
+    seed: int = 0                 # of the embedded world's rows; of a run also of its order and samples
+    out: str = "runs"             # folder of all runs, and of the world's files
+
+    def __post_init__(self):
+        self.validate()
+
+    def validate(self) -> None:
+        """UserError for options that do not go together or lie out of range."""
+        if self.data == "world" and (self.test_data or self.axis or self.system is not None):
+            raise UserError("--test-data, --axis and --system go with --data FILE: the embedded world has its own")
+        if Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
+        check_at_least_1(self, "rows")
+
+    @functools.cached_property
+    def files(self) -> dict:
+        """{"train": Path, maybe "test": Path} of --data and --test-data, downloaded if they name a hub repository."""
+        files = data_files(self.data)
+        given = data_files(self.test_data) if self.test_data else {}
+        return {**files, "test": given.get("test", given["train"])} if given else files
+
+
+# Fields that do not change the weights, or whose effect is hashed otherwise: the data files, the start model.
 NOT_DECIDING = ("device", "compile", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
                 "prompts", "strict")
 
 
 @dataclass
-class RunConfig:
-    """Everything that decides the weights that come out, and a few things that do not (NOT_DECIDING)."""
-    loss: str                    # a key of LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
-    knobs: dict = field(default_factory=dict)
-    data: str = "world"
-    test_data: str | None = None
-    axis: str | None = None
-    system: str | None = None
-    model: str | None = None
+class RunConfig(DataConfig):
+    """Everything that decides the weights that come out, and a few things that do not (NOT_DECIDING). Whatever is not
+    given gets the default of the run's stage; only the precision waits for the device: see `on`."""
+    loss: str                    # a key of losses.LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
+    knobs: dict = field(default_factory=dict)  # of the loss; of "rm" its REWARD_OPTIONS
+    model: str | None = None     # "scratch", "base", "sft", a folder or a model on the hub
     lr: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
     accumulate: int = 1
     max_length: int = 512
-    rows: int | None = None
     prompts: int = 200
-    seed: int = 0
-    strict: bool = False
     device: str = "auto"
     precision: str | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
     fresh: str | None = None
     resume: bool = False
-    out: str = "runs"
 
     def __post_init__(self):
-        self.knobs = reward.check_options(self.knobs) if self.loss == "rm" else check_knobs(self.loss, self.knobs)
+        self.resolve_defaults()
+        self.validate()
+
+    def resolve_defaults(self) -> None:
+        """Puts the defaults of the loss and the stage in place of what is not given. UserError for an unknown loss."""
+        self.knobs = {**(REWARD_OPTIONS if self.loss == "rm" else losses.knobs(self.loss)), **self.knobs}
+        self.model = self.model or ("base" if self.loss == "sft" else "sft")
+        if self.model not in ("scratch", "base", "sft"):
+            defaults = PRETRAINED[self.stage]
+        else:
+            defaults = FILE_BASE if self.stage == "base" and self.data != "world" else STAGES[self.stage]
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def validate(self) -> None:
+        """UserError for a setting that makes no sense, alone or with another."""
+        if self.loss == "rm":
+            check_reward_options(self.knobs)
+        else:
+            losses.check_knobs(self.loss, self.knobs)
+        super().validate()
         if self.knobs.get("ranking", 2) > 2 and self.data != "world":
             raise UserError("--ranking goes with the embedded world; a file of rankings is recognised by its field "
                             "`ranked`")
         if self.model == "scratch" and self.loss != "sft":
             raise UserError("--model scratch trains the base model, on plain text: it goes with --loss sft")
-        self.model = self.model or ("base" if self.loss == "sft" else "sft")
-        is_pretrained = self.model not in ("scratch", "base", "sft")
-        defaults = PRETRAINED[self.stage] if is_pretrained else STAGES[self.stage]
-        if self.stage == "base" and self.data != "world":
-            defaults = FILE_BASE
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if self.data == "world" and (self.test_data or self.axis or self.system is not None):
-            raise UserError("--test-data, --axis and --system go with --data FILE: the embedded world has its own")
-        if self.precision is None:  # bf16 needs hardware for it to be faster: every CUDA GPU of interest has it
-            self.precision = "bf16" if pick_device(self.device).type == "cuda" else "fp32"
-        if self.precision not in ("bf16", "tf32", "fp32"):
+        if self.precision not in (None, "bf16", "tf32", "fp32"):
             raise UserError(f"--precision must be bf16, tf32 or fp32, not {self.precision}")
-        if self.precision == "tf32" and pick_device(self.device).type != "cuda":
-            raise UserError("--precision tf32 is a format of NVIDIA GPUs: take fp32 or bf16 here")
-        if Path(self.out).exists() and not Path(self.out).is_dir():
-            raise UserError(f"--out {self.out} is a file; give a folder")
         if not 0 < self.lr < 1:
             raise UserError(f"--lr must lie between 0 and 1, got {self.lr}")
-        for name in ("epochs", "batch_size", "accumulate", "prompts", "rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_at_least_1(self, "epochs", "batch_size", "accumulate", "prompts")
         n = distributed.size()
         if self.batch_size % (self.accumulate * n):
             processes = f" times the {n} processes; or train this stage first without torchrun" if n > 1 else ""
@@ -112,17 +157,18 @@ class RunConfig:
         if self.max_length < 32:
             raise UserError(f"--max-length must be at least 32 tokens, got {self.max_length}")
 
+    def on(self, device: torch.device) -> "RunConfig":
+        """This run with the precision that it has on `device`. UserError for one that the device does not have."""
+        if self.precision == "tf32" and device.type != "cuda":
+            raise UserError("--precision tf32 is a format of NVIDIA GPUs: take fp32 or bf16 here")
+        # bf16 needs hardware for it to be faster: every CUDA GPU of interest has it
+        default = "bf16" if device.type == "cuda" else "fp32"
+        return dataclasses.replace(self, precision=self.precision or default)
+
     @property
     def stage(self) -> str:
         """base, sft, po or rm."""
         return "base" if self.model == "scratch" else self.loss if self.loss in ("sft", "rm") else "po"
-
-    @functools.cached_property
-    def files(self) -> dict:
-        """{"train": Path, maybe "test": Path} of --data and --test-data, downloaded if they name a hub repository."""
-        files = data_files(self.data)
-        given = data_files(self.test_data) if self.test_data else {}
-        return {**files, "test": given.get("test", given["train"])} if given else files
 
     def before(self) -> "RunConfig":
         """The run whose model this one starts from, with that stage's own defaults."""
@@ -150,10 +196,10 @@ class RunConfig:
             return False
         return json.loads((folder / "config.json").read_text())["prompts"] >= self.prompts
 
-    def _code(self) -> list:
+    def loss_code(self) -> list:
         """The functions that are the loss of this run, those of an option only where it is used."""
         if self.stage != "rm":
-            return [LOSSES[self.loss].fn, LOSSES[self.loss].grad]
+            return [losses.LOSSES[self.loss].fn, losses.LOSSES[self.loss].grad]
         options = {reward.ranked_pairs: self.knobs["ranking"] > 2,
                    reward.length_normalised: self.knobs["length_alpha"] is not None,
                    reward.length_penalised: self.knobs["length_penalty"], length_balanced: self.knobs["balance_length"]}
@@ -163,19 +209,30 @@ class RunConfig:
     def folder(self, start: Path | None) -> Path:
         """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
         `start`, the data and the loss's own code included. Another setting is another folder: nothing is overwritten.
+        ValueError before the precision is known: it is part of the name.
         """
+        if self.precision is None:
+            raise ValueError("the precision is not known yet: take config.on(device)")
         decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
-        source = "".join(inspect.getsource(function) for function in self._code())  # may be under work
-        found = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
+        source = "".join(inspect.getsource(function) for function in self.loss_code())  # may be under work
+        fingerprint = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
         if start:
-            found.update(digest(start).encode())
+            fingerprint.update(digest(start).encode())
         if self.data == "world":
-            found.update(labels.fingerprint(self.seed))
+            fingerprint.update(labels.fingerprint(self.seed))
         else:
             for split, path in self.files.items():
-                found.update(f"{split} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+                fingerprint.update(f"{split} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
         name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
-        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{found.hexdigest()[:6]}"
+        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{fingerprint.hexdigest()[:6]}"
+
+
+def check_at_least_1(config, *names) -> None:
+    """UserError for a field of `config` that is given and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def pick_device(name: str) -> torch.device:
@@ -191,5 +248,3 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return torch.device(name)
-
-

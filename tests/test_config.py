@@ -1,0 +1,99 @@
+"""What a run's configuration resolves, what it refuses, and what waits for the device."""
+import json
+
+import pytest
+import torch
+
+from nanopref.errors import UserError
+from nanopref.run import config as config_module
+from nanopref.run import dataset
+from nanopref.run.config import FILE_BASE, PRETRAINED, REWARD_OPTIONS, STAGES, DataConfig, RunConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def refuse(*_, **__):
+    raise AssertionError("a device was touched")
+
+
+@pytest.mark.parametrize("settings", [{"loss": "dpo"}, {"loss": "rm", "device": "cuda"},
+                                      {"loss": "sft", "precision": "tf32", "device": "no-such-device"}])
+def test_constructing_touches_no_device(settings, monkeypatch):
+    monkeypatch.setattr(config_module, "pick_device", refuse)
+    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", refuse)
+    config = RunConfig(**settings)
+    assert config.precision == config.before().precision == settings.get("precision")
+
+
+def test_the_device_decides_the_precision():
+    config = RunConfig(loss="dpo", lr=0.5)
+    assert (config.on(CPU).precision, config.on(CUDA).precision) == ("fp32", "bf16")
+    assert config.precision is None and config.on(CPU).lr == 0.5
+    assert RunConfig(loss="dpo", precision="bf16").on(CPU).precision == "bf16"
+    tf32 = RunConfig(loss="dpo", precision="tf32")
+    assert tf32.on(CUDA).precision == "tf32"
+    with pytest.raises(UserError, match="tf32 is a format of NVIDIA GPUs"):
+        tf32.on(CPU)
+
+
+def test_a_folder_is_named_on_a_device_only():
+    config = RunConfig(loss="sft", model="scratch")
+    with pytest.raises(ValueError, match="the precision is not known yet"):
+        config.folder(None)
+    assert config.on(CPU).folder(None) != config.on(CUDA).folder(None)
+    assert RunConfig(loss="sft", model="scratch", precision="fp32").folder(None) == config.on(CPU).folder(None)
+
+
+@pytest.mark.parametrize("settings, stage, defaults", [
+    ({"loss": "dpo"}, "po", STAGES["po"]), ({"loss": "sft"}, "sft", STAGES["sft"]),
+    ({"loss": "sft", "model": "scratch"}, "base", STAGES["base"]), ({"loss": "rm", "model": "DIR"}, "rm", PRETRAINED["rm"]),
+    ({"loss": "sft", "model": "scratch", "data": "my.jsonl"}, "base", FILE_BASE)])
+def test_what_is_not_given_is_the_stage_s_default(settings, stage, defaults):
+    config = RunConfig(**settings)
+    assert config.stage == stage and {name: getattr(config, name) for name in defaults} == defaults
+    assert RunConfig(**settings, lr=0.25).lr == 0.25
+    config.lr = None
+    config.resolve_defaults()
+    assert config.lr == defaults["lr"]
+
+
+def test_knobs_not_given_are_the_loss_s_defaults():
+    assert RunConfig(loss="simpo", knobs={"gamma": 0.5}).knobs == {"beta": 1.5, "gamma": 0.5}
+    assert RunConfig(loss="rm", knobs={"center": 0.1}).knobs == {**REWARD_OPTIONS, "center": 0.1}
+    assert REWARD_OPTIONS["center"] == 0.0
+
+
+def test_validation_resolves_nothing():
+    config = RunConfig(loss="dpo")
+    config.validate()
+    config.lr = 7.0
+    with pytest.raises(UserError, match="--lr must lie between 0 and 1, got 7.0"):
+        config.validate()
+    assert config.lr == 7.0
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"axis": "safer"}, "go with --data FILE"), ({"system": ""}, "go with --data FILE"),
+    ({"rows": 0}, "--rows must be at least 1, got 0")])
+def test_data_that_makes_no_sense(settings, message):
+    for kind in (DataConfig, lambda **given: RunConfig(loss="dpo", **given)):
+        with pytest.raises(UserError, match=message):
+            kind(**settings)
+
+
+def test_out_is_no_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        DataConfig(out=str(tmp_path / "file"))
+
+
+def test_data_is_read_without_a_run(tmp_path):
+    """The same rows for a DataConfig and for a run with these settings."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(20)))
+    settings = {"data": str(path), "system": "Be brief.", "rows": 5}
+    splits = dataset.load(DataConfig(**settings))
+    assert splits == dataset.load(RunConfig(loss="rm", **settings))
+    assert len(splits.train) == 5 and len(splits.tests["test"]) == 2
+    assert splits.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
