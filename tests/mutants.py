@@ -142,7 +142,7 @@ MISPRINTS = [Misprint(*line) for line in (
     (17, "losses.d_dpo", "-beta * dz", "beta * dz"),
     (17, "losses.dpo", "beta * w.log_ratio, beta * l.log_ratio", "beta * w.logp, beta * l.logp"),
     (18, "losses.d_dpo", "w.log_ratio - l.log_ratio", "w.logp - l.logp"),  # 000 (5)
-    (19, "run.metrics.step_metrics", '"rewards/chosen"] - found', '"rewards/chosen"] + found'),
+    (19, "run.metrics.step_metrics", '"rewards/chosen"] - means', '"rewards/chosen"] + means'),
     (20, "losses.ln_dpo", "l.log_ratio / l.length", "l.log_ratio"),
     (21, "losses.kto", "undesirable_weight * (1 - torch.sigmoid(z0 - r_l))",  # as in document 000
      "undesirable_weight * torch.sigmoid(z0 - r_l)"),

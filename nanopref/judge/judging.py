@@ -11,7 +11,7 @@ from nanopref.judge.stats import mean, mean_se, share
 from nanopref.judge.tables import aligned, interval, plus_minus
 from nanopref.run import dataset
 from nanopref.run.cli import Parser
-from nanopref.run.config import SHIPPED_BASE, RunConfig, pick_device
+from nanopref.run.config import SHIPPED_BASE, DataConfig, pick_device
 from nanopref.world import labels
 
 
@@ -37,8 +37,8 @@ def options() -> Parser:
 def main(argv=None) -> None:
     """Judge, print, draw."""
     args = options().parse_args(argv)
-    config = RunConfig(loss="rm", data=args.data, test_data=args.test_data, axis=args.axis, system=args.system,
-                       rows=args.rows, device=args.device, out=args.out)  # it refuses what does not go together
+    config = DataConfig(data=args.data, test_data=args.test_data, axis=args.axis, system=args.system, rows=args.rows,
+                        out=args.out)  # it refuses what does not go together
     is_world, device = args.data == "world", pick_device(args.device)
     if args.split and not is_world:
         raise UserError(f"--split {args.split} goes with the embedded world; of a file the held-out rows are judged")
