@@ -29,7 +29,7 @@ def test_importing_a_command_imports_only_what_it_uses():
     or touches a peer before it has to. What `import torch` itself brings is not ours to avoid."""
     code = """if True:
         import json, sys, torch
-        known, found = set(sys.modules), {}
+        known = set(sys.modules)
         def added(*names):
             for name in names:
                 __import__(name)
@@ -130,11 +130,11 @@ def test_full_logits_show_in_a_row(monkeypatch, capsys):
         size, device, **{**TINY, **changes}))
     monkeypatch.setattr("nanopref.batch.LOGITS", 9 * 2 ** 20)
     monkeypatch.setattr(memory, "pick_device", lambda name: CPU)
-    found = {}
+    megabytes = {}
     for what in ("padded", "ours"):
         memory.main([what])
-        found[what] = int(capsys.readouterr().out)
-    assert found["padded"] > 2 * 89 and 38 < found["ours"] < 89
+        megabytes[what] = int(capsys.readouterr().out)
+    assert megabytes["padded"] > 2 * 89 and 38 < megabytes["ours"] < 89
 
 
 def test_the_table_asks_a_process_per_row_and_says_where_nothing_can_be_measured(monkeypatch):
