@@ -115,16 +115,17 @@ def test_without_a_start_the_answers_alone_are_measured(tokenizer, tiny_model):
 
 
 def test_only_a_loss_without_reference_ranks_the_starts_pairs(tokenizer, tiny_model):
-    """SimPO's implicit reward is the model's own mean log-prob: the start has a ranking, too. And KTO's, whose loss wants
-    mismatched responses as well, is DPO's."""
+    """SimPO's implicit reward is the model's own mean log-prob: the start has a ranking, too. And KTO's, whose loss
+    wants mismatched responses as well, is DPO's."""
     policy, start = tiny_model(2).eval(), tiny_model(4).eval()
     answers = {"start": said(tokenizer, 4), "policy": said(tokenizer, 3)}
     of = lambda loss: measure_run(policy, start, tokenizer, ROWS, answers, SimpleNamespace(
         loss=loss, knobs={}, max_length=128), gold=False)
-    mean_logp = lambda prompt, ids: plain_logp(start, prompt, ids) / len(ids)
-    right = [mean_logp(p, w) > mean_logp(p, l) for p, w, l in (
-        (encode_prompt(tokenizer, row.prompt), *(encode_response(tokenizer, text) for text in (row.chosen, row.rejected)))
-        for row in ROWS)]
+    right = []
+    for row in ROWS:
+        prompt = encode_prompt(tokenizer, row.prompt)
+        w, l = (encode_response(tokenizer, text) for text in (row.chosen, row.rejected))
+        right.append(plain_logp(start, prompt, w) / len(w) > plain_logp(start, prompt, l) / len(l))
     assert of("simpo")["start"]["accuracy"][0] == pytest.approx(sum(right) / 3) and 0 < sum(right) < 3
     assert of("kto")["policy"]["accuracy"] == of("dpo")["policy"]["accuracy"] and "accuracy" not in of("kto")["start"]
 

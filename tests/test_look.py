@@ -2,6 +2,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -59,16 +60,16 @@ def test_a_response_counts_once_per_word():
 def test_log_odds_by_hand():
     """n1 = 4, n2 = 8, three words: alpha_0 = 3. For a: alpha = 3 * 5 / 12 = 5/4, so 17/4 of 7 against 13/4 of 11: odds
     17/11 and 13/31. For c, which side 1 lacks: alpha = 3 * 4 / 12 = 1, 1 of 7 against 5 of 11: odds 1/6 and 5/6."""
-    z = data_set.log_odds(data_set.Counter(a=3, b=1), data_set.Counter(a=2, b=2, c=4))
+    z = data_set.log_odds(Counter(a=3, b=1), Counter(a=2, b=2, c=4))
     assert z["a"] == pytest.approx((math.log(17 / 11) - math.log(13 / 31)) / math.sqrt(4 / 17 + 4 / 13), rel=1e-12)
     assert z["c"] == pytest.approx(math.log(1 / 5) / math.sqrt(1 + 1 / 5), rel=1e-12)
 
 
 def test_log_odds_of_equal_and_of_missing_sides():
     """A side ten times as long with the same shares marks nothing."""
-    words = data_set.Counter(a=3, b=1)
-    assert data_set.log_odds(words, data_set.Counter(a=30, b=10)) == pytest.approx({"a": 0, "b": 0}, abs=1e-12)
-    assert data_set.log_odds(words, data_set.Counter()) == {} == data_set.log_odds(data_set.Counter(a=3), data_set.Counter(a=1))
+    words = Counter(a=3, b=1)
+    assert data_set.log_odds(words, Counter(a=30, b=10)) == pytest.approx({"a": 0, "b": 0}, abs=1e-12)
+    assert data_set.log_odds(words, Counter()) == {} == data_set.log_odds(Counter(a=3), Counter(a=1))
 
 
 def test_markers_are_what_was_planted():
@@ -152,7 +153,8 @@ def test_the_table_says_that_the_middle_of_a_ranking_is_left_out(tokenizer, tiny
 def test_few_words_by_chance_are_a_fraction_and_none_not_0():
     """Two words in 30 rows, always on one side each: 5 % of 2 is 0.1."""
     rows = [row(f"P{i}", "yes", "no") for i in range(30)]
-    numbers = dict(kind="pairs", counts=data_set.counts(rows), shares={}, gaps=[], map={}, markers=data_set.markers(rows))
+    numbers = dict(kind="pairs", counts=data_set.counts(rows), shares={}, gaps=[], map={},
+                   markers=data_set.markers(rows))
     told = next(line for line in look.findings(numbers) if line.startswith("|z| > 1.96"))
     assert "By chance: 5 %, 0.1, if words were independent; " in told
     numbers["markers"]["by_chance"] = 0
