@@ -12,6 +12,7 @@ from nanopref.judge.judging import agreement, measure
 from nanopref.judge.stats import wilson
 from nanopref.model import Config, Transformer
 from nanopref.run.checkpoint import load_model, save_model
+from nanopref.run.config import SHIPPED_SFT
 from nanopref.text import decode, encode_prompt, encode_response
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
@@ -80,6 +81,12 @@ def test_a_run_folder_is_its_model_and_a_folder_alone_a_reward_model(folders):
     made = [make(spec) for spec in (f"reward:{run}", f"reward:{run / 'model'}", f"{run}", f"reward:{other}")]
     assert len({judge(*PAIRS[0]) for judge in made}) == 1
     assert [judge.name for judge in made] == ["reward run"] * 3 + ["reward reward"]
+
+
+def test_a_model_folder_that_keeps_its_metrics_is_no_run():
+    """The shipped SFT model's log stands beside its weights."""
+    assert (SHIPPED_SFT / "metrics.jsonl").exists()
+    assert make(f"lm-score:{SHIPPED_SFT}").name == f"lm-score {SHIPPED_SFT.name}"
 
 
 @pytest.mark.parametrize("trunk", ["lm", "reward"])

@@ -132,8 +132,8 @@ class Scoring(Judge):
         """[[P(reply), ...], ...] for every dict of the template's fields, normalised among `replies` (token ids)."""
         roles, longest = [CHOSEN] * len(replies), max(replies, key=len)
         asked = [Example(self.question(template, each, longest), replies, roles) for each in fields]
-        logps = torch.tensor(score(self.model, asked, progress=_progress), dtype=torch.float64)  # (questions, replies) nats
-        return logps.softmax(-1).tolist()
+        logps = score(self.model, asked, progress=_progress)  # nats
+        return torch.tensor(logps, dtype=torch.float64).softmax(-1).tolist()  # (questions, replies)
 
     def question(self, template, fields, reply) -> list:
         """Token ids. Where they do not fit into the context, each field gets an equal part of it: the conversation
