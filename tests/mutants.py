@@ -163,7 +163,7 @@ MISPRINTS = [Misprint(*line) for line in (
     (30, "reward.length_penalised", ".abs()", ""),
     (31, "batch.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
     (32, "run.metrics.step_metrics", "(w > l)", "(w >= l)"),
-    (33, "judge.stats.win_rate", "0.5 if a == b", "0.0 if a == b"),
+    (33, "judge.stats.outcomes", "0.5 if a == b", "0.0 if a == b"),
     (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),
 )]
 

@@ -24,17 +24,17 @@ def over_all_subsets(learned, values, n):
 def test_expectation_is_the_mean_over_all_subsets(learned):
     """Without ties, with them, with nothing else; sums of at most 35 terms in float64."""
     values, ns = [0.3, -2.0, 1.7, -0.4, 5.0, 2.2, -1.1], tuple(range(1, 8))
-    found = best_of(torch.tensor(learned), torch.tensor(values, dtype=torch.float64), ns)
-    assert found.tolist() == pytest.approx([over_all_subsets(learned, values, n) for n in ns], abs=1e-13)
+    expected = best_of(torch.tensor(learned), torch.tensor(values, dtype=torch.float64), ns)
+    assert expected.tolist() == pytest.approx([over_all_subsets(learned, values, n) for n in ns], abs=1e-13)
 
 
 def test_places_are_probabilities_at_full_size():
     """C(256, 128) has 76 digits: the ratios are taken of whole numbers. n = N picks the largest, n = 1 anything."""
     ns = (1, 2, 16, 128, 256)
-    found = places(256, ns)
-    assert found.sum(1).tolist() == pytest.approx([1] * 5, abs=1e-12) and found[4, 255] == 1
-    assert found[0].tolist() == [1 / 256] * 256
-    assert found[1, 255].item() == pytest.approx(2 / 256)  # the largest is in a pair: 255 pairs of 256 * 255 / 2
+    chances = places(256, ns)
+    assert chances.sum(1).tolist() == pytest.approx([1] * 5, abs=1e-12) and chances[4, 255] == 1
+    assert chances[0].tolist() == [1 / 256] * 256
+    assert chances[1, 255].item() == pytest.approx(2 / 256)  # the largest is in a pair: 255 pairs of 256 * 255 / 2
 
 
 def test_kl_by_hand_and_as_a_bound():
@@ -49,9 +49,9 @@ def test_kl_by_hand_and_as_a_bound():
 def test_neither_unit_nor_a_prompts_origin_matters():
     rewards = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     moved = 5 * rewards + torch.tensor([[1.0], [-2.0], [7.0]])
-    found = standardised(rewards)
-    assert (standardised(moved) - found).abs().max() < 1e-12
-    assert found.mean(-1).abs().max() < 1e-12 and found.square().mean((-2, -1)).tolist() == pytest.approx([1, 1])
+    plain = standardised(rewards)
+    assert (standardised(moved) - plain).abs().max() < 1e-12
+    assert plain.mean(-1).abs().max() < 1e-12 and plain.square().mean((-2, -1)).tolist() == pytest.approx([1, 1])
 
 
 def test_curves_average_over_judges_each_of_which_picks_by_itself():
@@ -68,7 +68,7 @@ def test_a_judge_of_constant_rewards_picks_by_lot():
     assert curves(torch.full((1, 1, 2), 0.7), torch.tensor([[1.0, 5.0]]), (1, 2)).tolist() == [[[3, 3]], [[0, 0]]]
 
 
-def found_by_hand():
+def curves_by_hand():
     """Three prompts, n = 1, 2, 4. Gold means 1, 3, 2; falls 2, 1, 0: mean 1, variance 1, standard error 0.58."""
     gold = torch.tensor([[1.0, 4, 2], [1, 3, 2], [1, 2, 2]])
     return torch.stack([gold, torch.tensor([[0.0, 1, 2], [0, 1, 3], [0, 1, 4]])])
@@ -77,19 +77,19 @@ def found_by_hand():
 def test_summary_by_hand():
     by_hand = {"peak": 3, "last": 2, "n": 2, "kl": math.log(2) - 0.5, "fall": 1, "error": 1 / math.sqrt(3),
                "down": False, "learned": 3}
-    found = found_by_hand()
-    assert summary(found, (1, 2, 4)) == pytest.approx(by_hand)  # 1 < 2 * 0.58
-    found[0, :, 1] += 0.2
-    assert summary(found, (1, 2, 4))["down"]  # 1.2 > 2 * 0.58: adding to all leaves the error
-    rising = summary(found.sort(-1).values, (1, 2, 4))
+    both = curves_by_hand()
+    assert summary(both, (1, 2, 4)) == pytest.approx(by_hand)  # 1 < 2 * 0.58
+    both[0, :, 1] += 0.2
+    assert summary(both, (1, 2, 4))["down"]  # 1.2 > 2 * 0.58: adding to all leaves the error
+    rising = summary(both.sort(-1).values, (1, 2, 4))
     assert rising["n"] == 4 and rising["fall"] == 0 and not rising["down"]  # 0 > 0 is no fall
 
 
 def test_table_says_under_which_reward_models_gold_turned_down():
     """The two without training pairs, gold itself and the untrained head, do not count."""
-    up, down = found_by_hand(), found_by_hand()
+    up, down = curves_by_hand(), curves_by_hand()
     down[0, :, 1] += 0.2
-    shown = table([{("-", "gold"): down, (375, "mean"): found} for found in (up, down)], (1, 2, 4))
+    shown = table([{("-", "gold"): down, (375, "mean"): seed} for seed in (up, down)], (1, 2, 4))
     assert "turns down, beyond the noise, under: 375 mean (1 of 2 seeds)." in shown
     assert "3.10 ± 0.14" in shown and "2 2" in shown  # 3 and 3.2 at the peak; its n on both seeds
     assert "no over-optimisation was found" in table([{("-", "gold"): up}], (1, 2, 4))

@@ -8,7 +8,6 @@ import train_po
 from nanopref import reward
 from nanopref.errors import UserError
 from nanopref.findings.two_by_two import favour
-from nanopref.judge import compare
 from nanopref.judge.compare import against, answer_ids, in_common, judge_scores, load_judge, main, table, verdict
 from nanopref.judge.judges import Scoring, messages_of
 from nanopref.run.checkpoint import load_model, save_model
@@ -42,13 +41,13 @@ def told(favours):
 
 def test_one_judge_by_hand():
     """Win, tie, loss: 1/2, with variance 1/4 over 3. Differences 2, 0, -1: mean 1/3, squared deviations 42 / 9."""
-    found = against(golds(A), golds(B))
-    assert found["mean"] == pytest.approx([2.0, 5 / 3]) and found["ties"] == pytest.approx(1 / 3)
-    assert found["win"] == pytest.approx([0.5, math.sqrt(1 / 12)])
-    assert found["difference"] == pytest.approx([2 / SD, 0, -1 / SD])
-    assert found["shift"] == pytest.approx([1 / 3 / SD, math.sqrt(42 / 9 / 2 / 3) / SD])
-    assert found["scores"][0] == pytest.approx([(x - 11 / 6) / SD for x in golds(A)])
-    assert sum(found["interval"]) == pytest.approx(1) and found["favours"] is None
+    judged = against(golds(A), golds(B))
+    assert judged["mean"] == pytest.approx([2.0, 5 / 3]) and judged["ties"] == pytest.approx(1 / 3)
+    assert judged["win"] == pytest.approx([0.5, math.sqrt(1 / 12)])
+    assert judged["difference"] == pytest.approx([2 / SD, 0, -1 / SD])
+    assert judged["shift"] == pytest.approx([1 / 3 / SD, math.sqrt(42 / 9 / 2 / 3) / SD])
+    assert judged["scores"][0] == pytest.approx([(x - 11 / 6) / SD for x in golds(A)])
+    assert sum(judged["interval"]) == pytest.approx(1) and judged["favours"] is None
 
 
 def test_units_and_origins_of_a_judge_do_not_matter():
@@ -132,9 +131,9 @@ def test_judges_see_the_whole_prompt_and_each_answer(start, monkeypatch):
     monkeypatch.setattr(reward, "score", lambda model, examples, *given: seen.extend(examples) or [
         [len(response) for response in e.responses] for e in examples])
     first = [{**rows(A)[0], "prompt": talk("Why?", "Be kind."), "finished": False}, *rows(A)[1:]]
-    found = judge_scores(judge, [first, rows(B)])
+    scores = judge_scores(judge, [first, rows(B)])
     n = [[len(encode_response(judge.tokenizer, answer)) for _, answer, _ in side] for side in (A, B)]
-    assert found == [[n[0][0] - 1, *n[0][1:]], n[1]]
+    assert scores == [[n[0][0] - 1, *n[0][1:]], n[1]]
     text = decode(judge.tokenizer, seen[0].prompt)
     assert [text.find(part) >= 0 for part in ("Be kind.", "Hello.", "Hi.", "Why?")] == [True] * 4
     assert "Who?" in decode(judge.tokenizer, seen[1].prompt) and "Hello." not in decode(judge.tokenizer, seen[1].prompt)
@@ -145,8 +144,8 @@ def test_equal_answers_are_a_tie_however_a_model_rounds(start, monkeypatch):
     without its end of turn is another answer."""
     monkeypatch.setattr(reward, "score", lambda model, examples, *given: [range(len(e.responses)) for e in examples])
     same = [{**row, "finished": False} for row in rows(A)[:1]] + rows(A)[1:]
-    found = judge_scores(load_judge(f"untrained:{start}")[1], [rows(A), rows(A), same])
-    assert found == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    scores = judge_scores(load_judge(f"untrained:{start}")[1], [rows(A), rows(A), same])
+    assert scores == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
 
 
 @pytest.fixture
@@ -170,7 +169,7 @@ def test_a_run_against_its_start_from_the_command_line(run, start, tmp_path, cap
     assert "judge 1: reward rm " in printed and "judge 2: untrained run" in printed and "Does each" in printed
     assert "older run" not in printed
     assert (tmp_path / "compare" / "run-vs-start-test_id.png").stat().st_size > 10_000
-    monkeypatch.setattr(compare, "figure", lambda *given: None)  # it takes a second
+    monkeypatch.setattr("nanopref.judge.plots_compare.figure", lambda *given: None)  # it takes a second
     main([str(run), str(run)])  # no judge but gold; every prompt a tie
     assert "gold favours neither" in capsys.readouterr().out
 
@@ -182,7 +181,7 @@ def test_a_run_on_conversations_keeps_them_whole_for_the_judges(start, tmp_path,
             for i in range(40)]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     monkeypatch.setattr("nanopref.judge.plots.training_figure", lambda *given: None)  # it takes a second
-    monkeypatch.setattr(compare, "figure", lambda *given: None)
+    monkeypatch.setattr("nanopref.judge.plots_compare.figure", lambda *given: None)
     for system in (None, "Be kind."):
         folder = train_po.train(RunConfig(loss="dpo", data=str(tmp_path / "talk.jsonl"), model=str(start), batch_size=8,
                                           max_length=64, device="cpu", out=str(tmp_path), system=system))
@@ -200,7 +199,7 @@ def test_a_run_on_conversations_keeps_them_whole_for_the_judges(start, tmp_path,
 
 def test_an_older_file_of_other_data_says_what_it_lacks(run, tmp_path, capsys, monkeypatch):
     """One line, and only where a prompt may have had several messages: the embedded world has none of these."""
-    monkeypatch.setattr(compare, "figure", lambda *given: None)
+    monkeypatch.setattr("nanopref.judge.plots_compare.figure", lambda *given: None)
     for left_out, is_said in ((("n_messages",), False), (("n_messages", "gold"), True), (("gold",), False)):
         left = [{key: value for key, value in row.items() if key not in left_out} for row in rows(A) + rows(B, "start")]
         (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
@@ -213,8 +212,8 @@ def test_a_language_model_that_scores_is_a_judge(run, start, tmp_path, monkeypat
     words of the answer's text."""
     monkeypatch.setattr(Scoring, "replies", lambda self, template, fields, replies: [
         [float(k == len(given["a"].split())) for k in range(1, 11)] for given in fields])
-    found = judge_scores(load_judge(f"lm-score:{start}")[1], [rows(A), rows(B)])
-    assert found == [[4, 1, 2], [1, 1, 2]]
+    scores = judge_scores(load_judge(f"lm-score:{start}")[1], [rows(A), rows(B)])
+    assert scores == [[4, 1, 2], [1, 1, 2]]
 
 
 def test_mistakes(run, start, tmp_path):

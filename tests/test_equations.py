@@ -510,7 +510,8 @@ def test_e32_metrics():
 
 
 @equation(33, "004 §5", "mean score, win vs chosen, win vs SFT, KL of the policy's own samples, length",
-          "judge.policies.measure judge.stats.win_rate")
+          "judge.policies.measure_run judge.policies.answer_measures judge.policies.wins judge.policies.kl_to_start "
+          "judge.policies.pair_accuracy judge.stats.win_rate")
 def test_e33_measures(tokenizer, tiny_model):
     """Three answers by hand; ties count 1/2 and are reported. See test_evaluate.py."""
     measures_by_hand(tokenizer, tiny_model)

@@ -21,9 +21,9 @@ sigmoid = lambda x: 1 / (1 + math.exp(-x))
 
 
 def pair(prompt, chosen, rejected, rewards, lengths, gold=None):
-    found = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "reward_chosen": rewards[0],
+    scored = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "reward_chosen": rewards[0],
              "reward_rejected": rewards[1], "length_chosen": lengths[0], "length_rejected": lengths[1]}
-    return found if gold is None else {**found, "gold_chosen": gold[0], "gold_rejected": gold[1]}
+    return scored if gold is None else {**scored, "gold_chosen": gold[0], "gold_rejected": gold[1]}
 
 
 # Differences chosen - rejected of reward, gold and length: s = (1, -1, 3) L, g = (2, -1, 2), l = (2, 2, 1). In the
@@ -38,7 +38,7 @@ def test_measures_by_hand():
     right: deviations 1/3, 2/3, 1/3, variance 1/3, error 1/3. Rewards L, 0, 0, L, 2 L, -L: mean L / 2, squares
     7 - 6 / 4 = 5.5 over 5. -log of 3/4, 1/4, 27/28. Confidence 3/4, 3/4, 27/28 minus 1, 0, 1: -1/4, 3/4, -1/28,
     mean 13/84."""
-    found = measure(THREE)
+    measures = measure(THREE)
     nll = [log(4 / 3), log(4), log(28 / 27)]
     mean = log(448 / 81) / 3  # 4/3 times 4 times 28/27
     surplus = [-1 / 4, 3 / 4, -1 / 28]
@@ -48,8 +48,8 @@ def test_measures_by_hand():
                "calibration_error": [5 / 28, 0],
                "overconfidence": [13 / 84, error(surplus, 13 / 84)]}
     for name, value in by_hand.items():
-        assert found[name] == pytest.approx(value, rel=0, abs=1e-12), name
-    assert set(found) == {*by_hand, "expected_accuracy", "corr_length", "corr_gold", "length_beyond_gold"}
+        assert measures[name] == pytest.approx(value, rel=0, abs=1e-12), name
+    assert set(measures) == {*by_hand, "expected_accuracy", "corr_length", "corr_gold", "length_beyond_gold"}
 
 
 def test_calibration_by_hand():
@@ -116,9 +116,9 @@ def test_it_is_least_squares_and_its_error_what_moves_when_a_pair_counts_more():
 
 def test_the_gold_reward_itself_pays_for_no_length():
     perfect = [{**p, "reward_chosen": p["gold_chosen"], "reward_rejected": p["gold_rejected"]} for p in THREE]
-    found = measure(perfect)
-    assert found["corr_gold"] == pytest.approx([1, 0], rel=0, abs=1e-12)
-    assert found["length_beyond_gold"] == pytest.approx([0, 0], rel=0, abs=1e-12)
+    measures = measure(perfect)
+    assert measures["corr_gold"] == pytest.approx([1, 0], rel=0, abs=1e-12)
+    assert measures["length_beyond_gold"] == pytest.approx([0, 0], rel=0, abs=1e-12)
 
 
 def test_expected_accuracy_by_hand():
@@ -140,12 +140,12 @@ def test_trivial_judges_by_hand():
     """Words 4 : 2, 3 : 3, 4 : 3: longer wins 1 + 1/2 + 1 of 3. Refusing words 2 : 0 (sorry, cannot), 0 : 1 (won't),
     0 : 0: fewer win 0 + 1 + 1/2. Wilson at 5/6 and n = 3, z = 1.96: middle 5/6 + 3.8416 / 6, width
     1.96 sqrt(5/36/3 + 3.8416/36), both over 1 + 3.8416 / 3."""
-    found = baselines([(p["chosen"], p["rejected"]) for p in THREE])
-    assert [value[0] for value in found.values()] == pytest.approx([5 / 6, 1 / 6, 1 / 2])
+    shares = baselines([(p["chosen"], p["rejected"]) for p in THREE])
+    assert [value[0] for value in shares.values()] == pytest.approx([5 / 6, 1 / 6, 1 / 2])
     middle, width = 5 / 6 + 3.8416 / 6, 1.96 * sqrt(5 / 36 / 3 + 3.8416 / 36)
     low, high = (middle - width) / (1 + 3.8416 / 3), (middle + width) / (1 + 3.8416 / 3)
-    assert found["longer wins"] == pytest.approx([5 / 6, low, high], rel=0, abs=1e-12)
-    assert found["shorter wins"] == pytest.approx([1 / 6, 1 - high, 1 - low], rel=0, abs=1e-12)  # the mirror image
+    assert shares["longer wins"] == pytest.approx([5 / 6, low, high], rel=0, abs=1e-12)
+    assert shares["shorter wins"] == pytest.approx([1 / 6, 1 - high, 1 - low], rel=0, abs=1e-12)  # the mirror image
 
 
 def test_refusing_words_are_counted_as_words():
@@ -157,25 +157,26 @@ def test_refusing_words_are_counted_as_words():
 @pytest.mark.parametrize("pairs", [THREE[:1], THREE[:2]])
 def test_of_one_or_two_pairs_no_correlation_is_told(pairs):
     """Two points lie on one line whatever they are."""
-    found = measure(pairs)
-    assert not {"corr_length", "corr_gold", "length_beyond_gold"} & set(found) and found["margin"][0] in (L, 0)
-    assert (found["accuracy"][1] == 0) == (len(pairs) == 1)
+    measures = measure(pairs)
+    assert not {"corr_length", "corr_gold", "length_beyond_gold"} & set(measures) and measures["margin"][0] in (L, 0)
+    assert (measures["accuracy"][1] == 0) == (len(pairs) == 1)
 
 
 def test_what_is_constant_correlates_with_nothing():
     """The mean of six times 0.1 is not 0.1 in float64: what is left is no correlation."""
     same = [{**p, "reward_chosen": 0.1, "reward_rejected": 0.1} for p in THREE]
-    found = measure(same)
-    assert not {"corr_length", "corr_gold", "length_beyond_gold"} & set(found)
-    assert found["nll"] == pytest.approx([log(2), 0]) and found["accuracy"] == [0, 0] and found["reward_std"][0] < 1e-9
-    assert found["calibration_error"][0] == 0  # it says 1/2 and a tie is half right
+    measures = measure(same)
+    assert not {"corr_length", "corr_gold", "length_beyond_gold"} & set(measures)
+    assert measures["nll"] == pytest.approx([log(2), 0]) and measures["accuracy"] == [0, 0]
+    assert measures["reward_std"][0] < 1e-9
+    assert measures["calibration_error"][0] == 0  # it says 1/2 and a tie is half right
     x = torch.tensor([[1.0, -1], [2, -2], [0, 0]], dtype=torch.float64)
     assert length_beyond_gold(x, x, 3 * x) is None and correlation(x, 3 * x) == pytest.approx([1, 0])
 
 
 def test_without_gold_its_measures_are_absent():
-    found = measure([{k: v for k, v in p.items() if "gold" not in k} for p in THREE])
-    assert "corr_length" in found and not {"expected_accuracy", "corr_gold", "length_beyond_gold"} & set(found)
+    measures = measure([{k: v for k, v in p.items() if "gold" not in k} for p in THREE])
+    assert "corr_length" in measures and not {"expected_accuracy", "corr_gold", "length_beyond_gold"} & set(measures)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

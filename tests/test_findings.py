@@ -36,11 +36,11 @@ def fakes(monkeypatch, tmp_path):
     accuracy of 0.5 + i / 50 + s / 25 on test_id: mean 0.52 + i / 50, sd 0.028 of two seeds. All else is -1."""
     def judge(run, tokenizer, tests):
         i, s = (int(part) for part in run.name.split("-"))
-        found = {split: dict.fromkeys(("accuracy", "nll", "corr_length", "length_beyond_gold", "reward_mean",
+        measures = {split: dict.fromkeys(("accuracy", "nll", "corr_length", "length_beyond_gold", "reward_mean",
                                        "reward_std", "calibration_error", "overconfidence", "expected_accuracy"), -1.0)
                  for split in common.SPLITS}
-        found["test_id"]["expected_accuracy"] = 0.5 + i / 50 + s / 25
-        return found
+        measures["test_id"]["expected_accuracy"] = 0.5 + i / 50 + s / 25
+        return measures
 
     def install(finding):
         fake = {"train": lambda settings, args: {name: [tmp_path / f"{i}-{s}" for s in range(args.seeds)]
@@ -93,18 +93,18 @@ def test_judging_is_the_reward_models_own_measure(few, runs, tmp_path):
     scored = common.scored(model, tokenizer, tests["test_ood"])
     by_text, _ = reward.score_answers(model, tokenizer, [(p["prompt"], [p["chosen"], p["rejected"]]) for p in scored])
     assert [(p["reward_chosen"], p["reward_rejected"]) for p in scored] == [pytest.approx(s, abs=1e-5) for s in by_text]
-    found = [common.judge(*common.load(run), tests) for run in runs]
-    assert found[0]["test_ood"]["accuracy"] == sum(w > l for w, l in by_text) / 20
-    assert found[0]["test_id"]["expected_accuracy"] == reward_models.measure(
+    judged = [common.judge(*common.load(run), tests) for run in runs]
+    assert judged[0]["test_ood"]["accuracy"] == sum(w > l for w, l in by_text) / 20
+    assert judged[0]["test_id"]["expected_accuracy"] == reward_models.measure(
         common.scored(model, tokenizer, tests["test_id"]))["expected_accuracy"][0]
-    assert common.values(found, "test_id", "accuracy")[1] == 0  # ties are wrong
-    assert common.values(found, "test_ood", "corr_length")[1] is None
-    assert common.values(found, "test_ood", "corr_length")[0] == found[0]["test_ood"]["corr_length"]
+    assert common.values(judged, "test_id", "accuracy")[1] == 0  # ties are wrong
+    assert common.values(judged, "test_ood", "corr_length")[1] is None
+    assert common.values(judged, "test_ood", "corr_length")[0] == judged[0]["test_ood"]["corr_length"]
 
 
 def test_gains_are_seed_by_seed():
-    found = [[{"test_id": {"expected_accuracy": x}} for x in seeds] for seeds in ((0.7, 0.6, 0.8), (0.6, 0.6, 0.9))]
-    assert common.gains(*found) == (pytest.approx([0.1, 0.0, -0.1]), 1)
+    judged = [[{"test_id": {"expected_accuracy": x}} for x in seeds] for seeds in ((0.7, 0.6, 0.8), (0.6, 0.6, 0.9))]
+    assert common.gains(*judged) == (pytest.approx([0.1, 0.0, -0.1]), 1)
 
 
 @pytest.mark.parametrize("origin", [-1, (-2, -1)])

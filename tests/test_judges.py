@@ -6,11 +6,13 @@ import torch
 from conftest import TINY
 
 from nanopref.errors import UserError
-from nanopref.judge import judges
-from nanopref.judge.judges import COMPARE, Comparing, Gold, Judge, RewardModel, Scoring, agreement, make, measure
+from nanopref.judge import judges, judging
+from nanopref.judge.judges import COMPARE, Comparing, Gold, Judge, RewardModel, Scoring, make
+from nanopref.judge.judging import agreement, measure
 from nanopref.judge.stats import wilson
 from nanopref.model import Config, Transformer
 from nanopref.run.checkpoint import load_model, save_model
+from nanopref.run.config import SHIPPED_SFT
 from nanopref.text import decode, encode_prompt, encode_response
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
@@ -76,9 +78,15 @@ def test_gold_and_bradley_terry_by_hand():
 def test_a_run_folder_is_its_model_and_a_folder_alone_a_reward_model(folders):
     """Three ways to name one judge, which show the same name but for the folder's."""
     run, other = folders["run"], folders["reward"]
-    found = [make(spec) for spec in (f"reward:{run}", f"reward:{run / 'model'}", f"{run}", f"reward:{other}")]
-    assert len({judge(*PAIRS[0]) for judge in found}) == 1
-    assert [judge.name for judge in found] == ["reward run"] * 3 + ["reward reward"]
+    made = [make(spec) for spec in (f"reward:{run}", f"reward:{run / 'model'}", f"{run}", f"reward:{other}")]
+    assert len({judge(*PAIRS[0]) for judge in made}) == 1
+    assert [judge.name for judge in made] == ["reward run"] * 3 + ["reward reward"]
+
+
+def test_a_model_folder_that_keeps_its_metrics_is_no_run():
+    """The shipped SFT model's log stands beside its weights."""
+    assert (SHIPPED_SFT / "metrics.jsonl").exists()
+    assert make(f"lm-score:{SHIPPED_SFT}").name == f"lm-score {SHIPPED_SFT.name}"
 
 
 @pytest.mark.parametrize("trunk", ["lm", "reward"])
@@ -142,21 +150,21 @@ def test_measures_by_hand_on_three_pairs():
     """Preferences 0.8, 0.3, 0.5; gold 0.6, 0.5 (neither), 0.1. Labels: right, wrong, neither. Gold on pairs 1 and 3:
     the same, neither. Distances 0.2, 0.2, 0.4. Positions (0.9, 0.3) no flip; (0.6, 0.9) and (0.4, 0.4) flip; means 0.6,
     0.75, 0.4: mean 1.75 / 3."""
-    found = measure([0.8, 0.3, 0.5], [0.6, 0.5, 0.1], [(0.9, 0.3), (0.6, 0.9), (0.4, 0.4)])
-    assert found["labels"] == [1.0, 0.0, 0.5] and found["gold"] == [1.0, 0.5]
-    assert found["distance"] == pytest.approx(0.8 / 3) and found["flips"] == pytest.approx(2 / 3)
+    measures = measure([0.8, 0.3, 0.5], [0.6, 0.5, 0.1], [(0.9, 0.3), (0.6, 0.9), (0.4, 0.4)])
+    assert measures["labels"] == [1.0, 0.0, 0.5] and measures["gold"] == [1.0, 0.5]
+    assert measures["distance"] == pytest.approx(0.8 / 3) and measures["flips"] == pytest.approx(2 / 3)
     mean = 1.75 / 3
     error = math.sqrt(((0.6 - mean) ** 2 + (0.75 - mean) ** 2 + (0.4 - mean) ** 2) / 2 / 3)
-    assert found["first"] == pytest.approx([mean, error])
+    assert measures["first"] == pytest.approx([mean, error])
     assert measure([0.8, 0.3, 0.5]) == {"labels": [1.0, 0.0, 0.5]}
     assert agreement([0.8, 0.3, 0.5], [0.5, 0.1, 0.5]) == [0.5, 1.0, 1.0]  # neither prefers one: they agree
 
 
 def test_comparing_against_scoring_is_a_paired_difference():
     """Differences 1, 0, 0, 0: mean 0.25, standard error 0.25: within. All of 1: beyond."""
-    told = judges.compare_with_score("m", [1, 1, 1, 0], [0, 1, 1, 0], "gold")
+    told = judging.compare_with_score("m", [1, 1, 1, 0], [0, 1, 1, 0], "gold")
     assert "75.0%, scoring on 50.0%" in told and "+25.0 ± 25.0 points is within" in told
-    assert "is beyond" in judges.compare_with_score("m", [1, 1, 1], [0, 0, 0], "gold")
+    assert "is beyond" in judging.compare_with_score("m", [1, 1, 1], [0, 0, 0], "gold")
 
 
 def test_what_does_not_fit_the_context_is_cut_and_counted(folders):
@@ -190,7 +198,7 @@ def test_wrong_judges_get_one_line(folders):
 def test_the_command_on_the_world(folders, tmp_path, capsys):
     """Gold agrees with itself; with the labels as often as counting them says."""
     reward, lm = folders["reward"], folders["lm"]
-    judges.main(["--judges", "gold", f"reward:{reward}", f"lm-compare:{lm}", f"lm-score:{lm}", "--rows", "20",
+    judging.main(["--judges", "gold", f"reward:{reward}", f"lm-compare:{lm}", f"lm-score:{lm}", "--rows", "20",
                  "--device", "cpu", "--out", str(tmp_path)])
     told = capsys.readouterr().out
     rows = labels.pairs("test_id", 20, seed=0)
@@ -206,7 +214,7 @@ def test_the_command_on_the_world(folders, tmp_path, capsys):
 def test_the_command_on_a_file(folders, pairs, tmp_path, capsys):
     """60 pairs: the 6 that train_rm.py would hold out; no gold, no best possible."""
     reward = f"reward:{folders['reward']}"
-    judges.main(["--data", str(pairs), "--judges", reward, "--device", "cpu", "--out", str(tmp_path)])
+    judging.main(["--data", str(pairs), "--judges", reward, "--device", "cpu", "--out", str(tmp_path)])
     told = capsys.readouterr().out
     assert "test, 6 pairs" in told and "Best possible" not in told and "figure" not in told
     world, file = ["--judges", "gold"], ["--data", str(pairs), "--judges", reward]
@@ -218,7 +226,7 @@ def test_the_command_on_a_file(folders, pairs, tmp_path, capsys):
             ([*world, "--axis", "safer"], "go with --data FILE"),
             ([*world, "--system", "x"], "go with --data FILE"), ([*world, "--test-data", "x"], "go with --data FILE")):
         with pytest.raises(UserError, match=expected):
-            judges.main(arguments)
+            judging.main(arguments)
 
 
 def test_test_data_and_system_message_reach_the_judge(folders, pairs, tmp_path, capsys, monkeypatch):
@@ -227,12 +235,12 @@ def test_test_data_and_system_message_reach_the_judge(folders, pairs, tmp_path, 
     monkeypatch.setattr(RewardModel, "preferences", lambda self, given: seen.extend(given) or prefer(self, given))
     test = tmp_path / "test.jsonl"
     test.write_text(pairs.read_text().replace("What is", "Tell me, what is"))
-    judges.main(["--data", str(pairs), "--test-data", str(test), "--system", "Be kind.", "--device", "cpu",
+    judging.main(["--data", str(pairs), "--test-data", str(test), "--system", "Be kind.", "--device", "cpu",
                  "--judges", f"reward:{folders['reward']}", "--out", str(tmp_path)])
     assert "test, 60 pairs" in capsys.readouterr().out
     assert {prompt[0]["content"] for prompt, *_ in seen} == {"Be kind."} and len(seen) == 60
 
 
 def test_one_pair_of_the_world(capsys, tmp_path):
-    judges.main(["--judges", "gold", "--rows", "1", "--out", str(tmp_path)])
+    judging.main(["--judges", "gold", "--rows", "1", "--out", str(tmp_path)])
     assert "world test_id, 1 pairs" in capsys.readouterr().out

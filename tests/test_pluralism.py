@@ -96,13 +96,13 @@ def test_measure_by_hand():
     of each group, and all are right on the others. Unstandardised, the loud one would decide the first two."""
     right = lambda k: [(3.0, 0.0)] * k + [(0.0, 3.0)] * (4 - k)
     loud = [(0.0, 300.0)] * 2 + [(300.0, 0.0)] * 2
-    found = {"curious": {"curious": right(4), "hurried": right(4), "careful": right(4)},
+    scores = {"curious": {"curious": right(4), "hurried": right(4), "careful": right(4)},
              "hurried": {"curious": right(4), "hurried": right(4), "careful": right(4)},
              "careful": {"curious": loud, "hurried": loud, "careful": loud},
              "mixed": {"curious": right(0), "hurried": right(1), "careful": right(2)},
              "told": {"curious": right(3), "hurried": right(4), "careful": right(0)},
              "heads": {"curious": right(1), "hurried": right(0), "careful": right(3)}}
-    result = pluralism.measure(found, {group: [(LOG3, 0.0)] * 4 for group in GROUPS})
+    result = pluralism.measure(scores, {group: [(LOG3, 0.0)] * 4 for group in GROUPS})
     counts = {"averaged": (0, 1, 2), "own": (4, 4, 2), "another's": (3, 3, 4), "ensemble": (4, 4, 4),
               "conditioned": (3, 4, 0), "heads": (1, 0, 3), "best possible": (4, 4, 4)}
     assert list(result) == [*pluralism.KINDS, pluralism.BEST]

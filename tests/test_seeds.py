@@ -1,4 +1,4 @@
-"""Runs over seeds: which are started when, what is found again, and what a mistake on the command line says."""
+"""Runs over seeds: which are started when, what is reused, and what a mistake on the command line says."""
 import importlib
 import shutil
 import subprocess
@@ -98,7 +98,7 @@ def test_a_failed_run_ends_it_with_what_it_said(started):
     assert len(runs) < 13
 
 
-def test_what_is_done_is_found_and_not_trained_again(start, pairs, tmp_path, monkeypatch, capsys):
+def test_what_is_done_is_reused_and_not_trained_again(start, pairs, tmp_path, monkeypatch, capsys):
     """train_rm.py itself says so of the folder that is named here."""
     arguments = ["--model", start, "--data", pairs, "--out", tmp_path]
     config = parse_rm(list(map(str, arguments)))

@@ -8,8 +8,8 @@
 
 The contenders of a part run round by round (A, B, A, B ...), one thread, on the same weights, pairs and batch: float32
 on a CPU, bf16 autocast on CUDA. A figure is the median over rounds, in brackets the least and the most; ratios are
-medians of the ratios within a round. "Tuned" is the C library's allocator told to keep freed memory (Linux: MALLOC_MMAP_MAX_=0,
-MALLOC_TRIM_THRESHOLD_=2^40): it helps whoever allocates much.
+medians of the ratios within a round. "Tuned" is the C library's allocator told to keep freed memory (Linux:
+MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2^40): it helps whoever allocates much.
 
     steps     a DPO step: the plain way, five improvements of it one on another, TRL as it comes and at its best
     memory    what a step takes above weights and gradients at a vocabulary of 49,152
@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from nanopref.errors import UserError
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.run.config import ROOT, pick_device
 
@@ -59,7 +60,7 @@ def main(argv=None) -> None:
     print(f"{platform.machine()}, {args.threads} thread(s), {pick_device(args.device)}; torch {torch.__version__}, "
           f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}" + (peers_versions() if args.peers else ""))
     path = Path(args.out) / "bench" / f"{args.size}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}  # other parts, measured before
+    figures = json.loads(path.read_text()) if path.exists() else {}  # other parts, measured before
     for name in args.parts:
         for allocator in args.allocators if name in ("steps", "sampling") else ("default",):
             title = f"{name}, size {args.size}, {allocator} allocator" if name in ("steps", "sampling") else name
@@ -71,10 +72,10 @@ def main(argv=None) -> None:
                                   text=True, cwd=ROOT, env={**os.environ, **environment})
             if done.returncode:
                 sys.exit(done.returncode)
-            found[title] = json.loads(done.stdout.splitlines()[-1])
-            print("\n".join(table(found[title])))
+            figures[title] = json.loads(done.stdout.splitlines()[-1])
+            print(table(figures[title]))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"\nall figures: {path}")
 
 
@@ -101,12 +102,9 @@ def part(name: str, args) -> list[dict]:
     return measure(args.rounds, args.peers)
 
 
-def table(rows: list[dict]) -> list[str]:
+def table(rows: list[dict]) -> str:
     """Rows of equal keys, right-aligned under them."""
-    cells = [list(rows[0]), *[[str(value) for value in row.values()] for row in rows]]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths)))
-            for line in cells]
+    return aligned([list(rows[0]), *(row.values() for row in rows)])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from nanopref.batch import sequence_logps
 from nanopref.bench.memory import above_gradients, is_measured, pairs
 from nanopref.bench.setting import flops, interleaved, model_of, spread
 from nanopref.errors import UserError
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.run.config import ROOT, SHIPPED_BASE, RunConfig, pick_device
 from nanopref.run.training import Forward, matrix_precision, new_optimizer
@@ -61,15 +62,15 @@ def main(argv=None) -> None:
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     n, rounds = (2, 1) if args.quick else (None, args.rounds)
-    found = {}
+    measured = {}
     for name, points in questions().items():
-        found[name] = steps(name, points[:n], rounds, pick_device(args.device))
-        print("\n".join(table(name, found[name])), flush=True)
-    name, found[name] = "pairs of a whole run", whole_runs(sorted(args.rows)[:n], args.threads)
-    print("\n".join(table(name, found[name])), "\n")
-    for name, rows in found.items():
+        measured[name] = steps(name, points[:n], rounds, pick_device(args.device))
+        print(table(name, measured[name]), flush=True)
+    name, measured[name] = "pairs of a whole run", whole_runs(sorted(args.rows)[:n], args.threads)
+    print(table(name, measured[name]), "\n")
+    for name, rows in measured.items():
         print(in_words(name, rows))
-    figure(found, Path(args.out) / "bench" / "growth.png")
+    figure(measured, Path(args.out) / "bench" / "growth.png")
 
 
 def steps(name: str, points: list, rounds: int, device) -> list[dict]:
@@ -96,7 +97,7 @@ def steps(name: str, points: list, rounds: int, device) -> list[dict]:
 
 def whole_runs(rows: list[int], threads: int) -> list[dict]:
     """{"x": pairs, "minutes": [of the run]} of train_po.py on that many pairs."""
-    found = []
+    runs = []
     for n in rows:
         with tempfile.TemporaryDirectory() as out:
             began = time.perf_counter()
@@ -105,8 +106,8 @@ def whole_runs(rows: list[int], threads: int) -> list[dict]:
                                   text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
             if done.returncode:
                 raise UserError(f"train_po.py --rows {n} failed: {done.stderr[-500:]}")
-            found.append({"x": n, "minutes": [(time.perf_counter() - began) / 60]})
-    return found
+            runs.append({"x": n, "minutes": [(time.perf_counter() - began) / 60]})
+    return runs
 
 
 def cost_of(rows: list[dict]) -> tuple[str, list[float]]:
@@ -115,13 +116,16 @@ def cost_of(rows: list[dict]) -> tuple[str, list[float]]:
     return unit, [statistics.median(row[unit]) for row in rows]
 
 
-def table(name: str, rows: list[dict]) -> list[str]:
-    """A line for every point of one question."""
+def table(name: str, rows: list[dict]) -> str:
+    """A line for every point of one question, below an empty one."""
     if "minutes" in rows[0]:
-        return [f"\n{name:>26}{'minutes':>26}"] + [f"{row['x']:26,}{row['minutes'][0]:26.2f}" for row in rows]
-    return [f"\n{name:>26}{'seconds':>26}{'MB':>8}{'tokens':>8}{'GFLOP':>8}{'GFLOP/s':>9}"] + [
-        f"{row['x']:26,.4g}{spread(row['seconds'], 3):>26}{'-' if row['MB'] is None else round(row['MB']):>8}"
-        f"{row['tokens']:8,}{row['GFLOP']:8.1f}{row['GFLOP'] / statistics.median(row['seconds']):9.1f}" for row in rows]
+        cells = [[name, "minutes"], *([f"{row['x']:,}", f"{row['minutes'][0]:.2f}"] for row in rows)]
+    else:
+        cells = [[name, "seconds", "MB", "tokens", "GFLOP", "GFLOP/s"]]
+        cells += [[f"{row['x']:,.4g}", spread(row["seconds"], 3), "-" if row["MB"] is None else round(row["MB"]),
+                   f"{row['tokens']:,}", f"{row['GFLOP']:.1f}",
+                   f"{row['GFLOP'] / statistics.median(row['seconds']):.1f}"] for row in rows]
+    return "\n" + aligned(cells, ">26", ">26", ">8", ">8", ">8", ">9")
 
 
 def line(x, y) -> tuple[float, float, float]:
@@ -146,11 +150,11 @@ def in_words(name: str, rows: list[dict]) -> str:
             + f"; {unit} off the line by at most {off:.0%} of the largest, {start:.2f} of them at 0")
 
 
-def figure(found: dict, path: Path) -> None:
+def figure(measured: dict, path: Path) -> None:
     """A panel for every question: the cost in blue with its line, the memory in orange with its own."""
     from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
-    for ax, (name, rows) in zip(axes.flat, found.items()):
+    for ax, (name, rows) in zip(axes.flat, measured.items()):
         x, (unit, costs) = [row["x"] for row in rows], cost_of(rows)
         drawn = [(ax, unit + (" a step" if unit == "seconds" else ""), costs, "tab:blue", "o")]
         if rows[0].get("MB"):

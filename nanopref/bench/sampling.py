@@ -30,9 +30,9 @@ def ours(model, prompts, stops, samples=None, **settings) -> list:
     """Responses of nanopref.sample.generate, ended by `script`."""
     force = script(stops)
     model.logits = lambda hidden: force(type(model).logits(model, hidden))
-    found = generate(model, prompts, eos_id=EOS, pad_id=PAD, max_new_tokens=int(stops[-1]), samples=samples, **settings)
+    said = generate(model, prompts, eos_id=EOS, pad_id=PAD, max_new_tokens=int(stops[-1]), samples=samples, **settings)
     del model.logits  # the class's own again
-    return found if samples is None else sum(found, [])
+    return said if samples is None else sum(said, [])
 
 
 @torch.inference_mode()
@@ -43,11 +43,11 @@ def theirs(model, prompts, stops, samples=1, temperature=0, **settings) -> list:
     input_ids = torch.tensor([[PAD] * (T - len(prompt)) + prompt for prompt in prompts], device=device)
     if temperature:
         settings |= dict(do_sample=True, temperature=temperature, top_k=0)
-    found = model.generate(input_ids, attention_mask=(input_ids != PAD).long(), eos_token_id=EOS, pad_token_id=PAD,
-                           max_new_tokens=int(stops[-1]), num_return_sequences=samples,
-                           logits_processor=[lambda ids, scores: force(scores)], **{"do_sample": False, **settings})
-    found = [row[T:].tolist() for row in found]
-    return [ids[:ids.index(EOS) + 1] for ids in found]  # behind EOS it pads
+    rows = model.generate(input_ids, attention_mask=(input_ids != PAD).long(), eos_token_id=EOS, pad_token_id=PAD,
+                          max_new_tokens=int(stops[-1]), num_return_sequences=samples,
+                          logits_processor=[lambda ids, scores: force(scores)], **{"do_sample": False, **settings})
+    said = [row[T:].tolist() for row in rows]
+    return [ids[:ids.index(EOS) + 1] for ids in said]  # behind EOS it pads
 
 
 def contenders(size: str, peers: bool, device) -> tuple[dict, dict]:

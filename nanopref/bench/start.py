@@ -4,7 +4,7 @@
     python -m nanopref.bench.start FOLDER FILE MARK best|default  # TRL's side: trains, writes MARK after a step
 
 DPO on 512 pairs of the embedded world, 8 a step, from the shipped base model. Ours is `python train_po.py`: once with
-everything to be done, once with the reference's log-probs found in its cache. Theirs reads the same folder and file
+everything to be done, once with the reference's log-probs read from its cache. Theirs reads the same folder and file
 with transformers, and trains with TRL's DPOTrainer in the configurations of nanopref/bench/peers.py: "best" computes
 the reference's log-probs of all pairs before the first step, as ours does, "default" those of a step within it. A
 process counts until its first step is logged, and is then killed.
@@ -79,19 +79,19 @@ def first_sign(arguments, folder: Path = None, sign: str = None) -> None:
         process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=errors, stderr=errors,
                                    start_new_session=True, env=environment)
         try:
-            ended, found = False, []
-            while not (ended or found):
+            ended, signs = False, []
+            while not (ended or signs):
                 time.sleep(0.01)
                 ended = process.poll() is not None
-                found = [path for path in folder.glob(sign) if path.stat().st_size] if folder else []
-            if (folder or process.returncode) and not found:
+                signs = [path for path in folder.glob(sign) if path.stat().st_size] if folder else []
+            if (folder or process.returncode) and not signs:
                 errors.seek(0)
                 raise UserError(f"{' '.join(map(str, arguments))}: ended before its first step: {errors.read()[-500:]}")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            for path in found:  # not before: the process might write another
+            for path in signs:  # not before: the process might write another
                 path.unlink()
 
 

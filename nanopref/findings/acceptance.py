@@ -1,4 +1,4 @@
-"""The acceptance table: every loss at its default setting, over several seeds, from one command.
+"""Does every loss beat its SFT start? The acceptance table: each at its default setting, over several seeds.
 
     python -m nanopref.findings.acceptance              # 5 seeds, seven losses, about an hour on two CPU cores
     python -m nanopref.findings.acceptance --seeds 2 --losses dpo simpo --lr 2e-4   # further flags go to train_po.py
@@ -10,7 +10,8 @@ import argparse
 import json
 
 from nanopref.findings.seeds import over_seeds, train_all
-from nanopref.judge.stats import mean_se
+from nanopref.judge.stats import difference, mean
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.world import labels, writers
 
@@ -37,36 +38,44 @@ def main(argv=None) -> None:
     print(f"Mean ± standard deviation over {args.seeds} seeds. z: smallest gain over SFT in standard errors of any "
           "seed.\n")
     for split in ("test_id", "test_ood"):
-        sft = [reports["sft"]["measures"][split]["policy"] for reports in by_seed]
-        print(f"{split:10}{'gold score':>14}{'gain':>15}{'z':>6}{'win vs SFT':>15}{'win vs chosen':>15}"
-              f"{'KL (nats)':>15}{'tokens':>15}{'over-refusal':>15}")
-        print(f"{'SFT':10}{over_seeds([m['score'][0] for m in sft]):>14}{'-':>15}{'-':>6}{'-':>15}"
-              f"{over_seeds([m['win_vs_chosen'][0] for m in sft]):>15}{'-':>15}"
-              f"{over_seeds([m['length'][0] for m in sft]):>15}{over_seeds([m['over_refusal'][0] for m in sft]):>15}")
-        for loss in args.losses:
-            runs = [reports[loss]["measures"][split] for reports in by_seed]
-            after, before = [r["policy"] for r in runs], [r["start"] for r in runs]
-            gains = [a["score"][0] - b["score"][0] for a, b in zip(after, before)]
-            z = min(gain / (a["score"][1] ** 2 + b["score"][1] ** 2) ** 0.5 for gain, a, b in zip(gains, after, before))
-            cells = [over_seeds([a["score"][0] for a in after]), over_seeds(gains)]
-            print(f"{loss:10}{cells[0]:>14}{cells[1]:>15}{z:6.1f}" + "".join(
-                f"{over_seeds([a[key][0] for a in after]):>15}"
-                for key in ("win_vs_sft", "win_vs_chosen", "kl", "length", "over_refusal")))
-        print()
+        print(table(split, by_seed, args.losses) + "\n")
+    print("\n".join(wanted(by_seed)))
 
+
+def table(split, by_seed, losses) -> str:
+    """A loss a line; `by_seed`: {loss: report.json} of every seed."""
+    over = lambda measures, key: over_seeds([of[key][0] for of in measures])
+    sft = [reports["sft"]["measures"][split]["policy"] for reports in by_seed]
+    rows = [[split, "gold score", "gain", "z", "win vs SFT", "win vs chosen", "KL (nats)", "tokens", "over-refusal"],
+            ["SFT", over(sft, "score"), "-", "-", "-", over(sft, "win_vs_chosen"), "-", over(sft, "length"),
+             over(sft, "over_refusal")]]
+    for loss in losses:
+        runs = [reports[loss]["measures"][split] for reports in by_seed]
+        after = [run["policy"] for run in runs]
+        gains = [difference(run["policy"]["score"], run["start"]["score"]) for run in runs]
+        z = min(gain / error for gain, error in gains)
+        rows.append([loss, over(after, "score"), over_seeds([gain for gain, _ in gains]), f"{z:.1f}",
+                     *(over(after, key) for key in ("win_vs_sft", "win_vs_chosen", "kl", "length", "over_refusal"))])
+    return aligned(rows, "<10", ">14", ">15", ">6", ">15")
+
+
+def wanted(by_seed) -> list[str]:
+    """What the world must offer, so that the table can mean something: SFT models that speak well and can still get
+    better, and labels that like length."""
     sft = [reports["sft"]["measures"]["test_id"]["policy"] for reports in by_seed]
-    rows = [row for seed in range(args.seeds) for row in labels.pairs("train", labels.SIZES["train"], seed)]
-    by_writer = {w.name: mean_se([row[f"gold_{i}"] for row in rows for i in (1, 2) if row[f"writer_{i}"] == w.name])[0]
+    rows = [row for seed in range(len(by_seed)) for row in labels.pairs("train", labels.SIZES["train"], seed)]
+    by_writer = {w.name: mean([row[f"gold_{i}"] for row in rows for i in (1, 2) if row[f"writer_{i}"] == w.name])
                  for w in writers.WRITERS}
     best = max(by_writer, key=by_writer.get)
-    side = lambda row, k: len(row[f"response_{k}"].split())
-    lengths = [sum(side(r, r["overall_response"]) for r in rows), sum(side(r, 3 - r["overall_response"]) for r in rows)]
-    print(f"SFT well-formed: {over_seeds([m['well_formed'][0] for m in sft])} (wanted: at least 0.95)")
-    headroom = [(by_writer[best] - m["score"][0]) / m["score_sd"][0] for m in sft]
-    print(f"headroom from SFT to the best writer ({best}, gold {by_writer[best]:.2f}), in standard deviations of the "
-          f"SFT score: {over_seeds(headroom)} (wanted: at least 1)")
-    print(f"mean chosen length / mean rejected length, in words: {lengths[0] / lengths[1]:.2f} (wanted: at least 1.15)")
-    print(f"best possible accuracy on the training labels: {labels.best_accuracy(rows):.3f}")
+    headroom = [(by_writer[best] - of["score"][0]) / of["score_sd"][0] for of in sft]
+    n_words = lambda row, number: len(row[f"response_{number}"].split())
+    chosen = sum(n_words(row, row["overall_response"]) for row in rows)
+    rejected = sum(n_words(row, 3 - row["overall_response"]) for row in rows)
+    return [f"SFT well-formed: {over_seeds([of['well_formed'][0] for of in sft])} (wanted: at least 0.95)",
+            f"headroom from SFT to the best writer ({best}, gold {by_writer[best]:.2f}), in standard deviations of the "
+            f"SFT score: {over_seeds(headroom)} (wanted: at least 1)",
+            f"mean chosen length / mean rejected length, in words: {chosen / rejected:.2f} (wanted: at least 1.15)",
+            f"best possible accuracy on the training labels: {labels.best_accuracy(rows):.3f}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""F1: how accurate is a reward model, what do batch size and a second epoch do, how near is that to what can be known?
+"""How accurate is a reward model, what do batch size and a second epoch do, how near is that to what can be known?
 
     python -m nanopref.findings.accuracy               # 3 seeds, 15 reward models: about 20 minutes on two CPU cores
     python -m nanopref.findings.accuracy --rows 640    # a quick look
@@ -15,6 +15,7 @@ import torch
 
 from nanopref.findings.common import N_TEST, SPLITS, gains, judge, load, sft_models, test_pairs, train, values
 from nanopref.findings.seeds import options, over_seeds
+from nanopref.judge.tables import aligned
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error
 
@@ -32,48 +33,48 @@ def main(argv=None) -> None:
     args = options(__doc__).parse_args(argv)
     runs = train(SETTINGS, args)
     tests, best = test_pairs(args.out)
-    found = {setting: [judge(*load(run), tests) for run in of] for setting, of in runs.items()}
-    found[UNTRAINED] = [untrained(start, seed, tests) for seed, start in enumerate(sft_models(args))]
-    print(table(found, best))
-    figure(found, best, args.out)
+    measures = {setting: [judge(*load(run), tests) for run in of] for setting, of in runs.items()}
+    measures[UNTRAINED] = [untrained(start, seed, tests) for seed, start in enumerate(sft_models(args))]
+    print(table(measures, best))
+    figure(measures, best, args.out)
 
 
 def untrained(start: Path, seed: int, tests: dict) -> dict:
-    """What `judge` finds of a random head on the language model in `start`."""
+    """What `judge` gives of a random head on the language model in `start`."""
     torch.manual_seed(seed)
     return judge(*load_model(start, dtype=torch.float32, reward=True), tests)
 
 
-def table(found: dict, best: dict) -> str:
+def table(measures: dict, best: dict) -> str:
     """Every setting in numbers, then document 000's claims: differences between settings, seed by seed."""
-    lines = [f"Accuracy on {N_TEST:,} pairs, mean ± standard deviation over {len(found[UNTRAINED])} seeds. 'expected': "
-             "against the probabilities\nthat the labels are drawn from, free of their noise. Best possible: "
-             + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + ".\n",
-             f"{'batch':>14}{'epochs':>8}{'test_id labels':>18}{'expected':>16}{'of what is possible':>21}"
-             f"{'test_ood labels':>18}{'expected':>16}{'loss, nats':>16}"]
-    for setting, seeds in found.items():
+    lines = [f"Accuracy on {N_TEST:,} pairs, mean ± standard deviation over {len(measures[UNTRAINED])} seeds. "
+             "'expected': against the probabilities\nthat the labels are drawn from, free of their noise. Best "
+             "possible: " + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + ".\n"]
+    rows = [["batch", "epochs", "test_id labels", "expected", "of what is possible", "test_ood labels", "expected",
+             "loss, nats"]]
+    for setting, seeds in measures.items():
         cell = lambda split, name: over_seeds(values(seeds, split, name), 3)
         above = [(value - 0.5) / (best["test_id"] - 0.5) for value in values(seeds, "test_id", "expected_accuracy")]
         batch, epochs = (UNTRAINED, "-") if setting == UNTRAINED else setting
-        lines.append(f"{batch:>14}{epochs:>8}{cell('test_id', 'accuracy'):>18}"
-                     f"{cell('test_id', 'expected_accuracy'):>16}{over_seeds(above):>21}"
-                     f"{cell('test_ood', 'accuracy'):>18}{cell('test_ood', 'expected_accuracy'):>16}"
-                     f"{cell('test_id', 'nll'):>16}")
+        rows.append([batch, epochs, cell("test_id", "accuracy"), cell("test_id", "expected_accuracy"),
+                     over_seeds(above), cell("test_ood", "accuracy"), cell("test_ood", "expected_accuracy"),
+                     cell("test_id", "nll")])
+    lines.append(aligned(rows, ">14", ">8", ">18", ">16", ">21", ">18", ">16"))
     lines.append("\n'of what is possible': (expected - 0.5) / (best possible - 0.5). Loss: on test_id; log 2 = 0.693 "
                  "knows nothing.")
     for claim, (one, other) in CLAIMS.items():
-        gained, better = gains(found[one], found[other])
+        gained, better = gains(measures[one], measures[other])
         lines.append(f"{claim}: {over_seeds(gained, 3)} ({better} of {len(gained)} seeds better)")
     return "\n".join(lines)
 
 
-def figure(found, best, out) -> None:
+def figure(measures, best, out) -> None:
     """Expected accuracy of every setting, a dot a seed, between chance and the best possible."""
     from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True, layout="constrained")
     places = {4: 0, 16: 1, 32: 2}
     for ax, split in zip(axes, SPLITS):
-        for setting, seeds in found.items():
+        for setting, seeds in measures.items():
             x, colour, label = -1, "0.55", None
             if setting != UNTRAINED:
                 batch, epochs = setting

@@ -37,6 +37,7 @@ from nanopref.findings.common import sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
 from nanopref.judge.policies import MAX_NEW_TOKENS
 from nanopref.judge.stats import mean_se
+from nanopref.judge.tables import aligned
 from nanopref.reward import score_answers
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error, positive
@@ -70,18 +71,23 @@ def kl(n: int) -> float:
 def curves(judges, gold, ns: tuple) -> torch.Tensor:
     """(2, P, len(ns)): expected gold and standardised learned reward of what M judges pick for each of P prompts,
     averaged over the judges. judges: their rewards (M, P, N); gold: (P, N)."""
-    return torch.stack([torch.stack([torch.stack([best_of(*prompt, ns) for prompt in zip(judge, values)])
-                                     for values in (gold, judge)]) for judge in standardised(judges)]).mean(0)
+    by_judge = torch.zeros(len(judges), 2, len(gold), len(ns), dtype=torch.float64)
+    for m, learned in enumerate(standardised(judges)):  # (P, N)
+        for p in range(len(gold)):
+            by_judge[m, 0, p] = best_of(learned[p], gold[p], ns)
+            by_judge[m, 1, p] = best_of(learned[p], learned[p], ns)
+    return by_judge.mean(0)
 
 
-def summary(found, ns: tuple) -> dict:
+def summary(curves_of_seed, ns: tuple) -> dict:
     """One seed's curves (2, P, len(ns)) in numbers: mean gold reward at its `peak` and at the `last` n, the peak's `n`
     and `kl`, the `fall` from peak to last and its standard `error`, the `learned` reward at the last."""
-    gold, curve = found[0], found[0].mean(0)
+    gold, learned = curves_of_seed  # (P, len(ns)) each
+    curve = gold.mean(0)
     top = int(curve.argmax())
     fall, error = mean_se((gold[:, top] - gold[:, -1]).tolist())
     return {"peak": curve[top].item(), "last": curve[-1].item(), "n": ns[top], "kl": kl(ns[top]), "fall": fall,
-            "error": error, "down": fall > 2 * error, "learned": found[1, :, -1].mean().item()}
+            "error": error, "down": fall > 2 * error, "learned": learned[:, -1].mean().item()}
 
 
 def draw(start: Path, prompts: list, N: int, seed: int) -> list[tuple]:
@@ -97,22 +103,22 @@ def learned_rewards(folder: Path, samples: list, N: int) -> torch.Tensor:
     """(P, N) by the reward model in `folder`, or by a random head on the language model there."""
     model, tokenizer = load_model(folder, dtype=torch.float32, reward=True)
     different = list(dict.fromkeys(samples))  # each is scored once, so that its copies are exact ties
-    found, _ = score_answers(model, tokenizer, [(prompt, [ids]) for prompt, ids in different])
-    by_sample = dict(zip(different, found))
-    return torch.tensor([by_sample[sample] for sample in samples]).view(-1, N)
+    rewards, _ = score_answers(model, tokenizer, [(prompt, [ids]) for prompt, ids in different])
+    reward_of = {sample: reward for sample, [reward] in zip(different, rewards)}
+    return torch.tensor([reward_of[sample] for sample in samples]).view(-1, N)
 
 
 def judged(start: Path, members: dict, samples: list, N: int, ns: tuple) -> dict:
     """{(training pairs or "-", who picks): curves} of one seed; `members` is {training pairs: folders of runs}."""
     tokenizer = load_model(start)[1]
     gold = torch.tensor([gold_reward(prompt, decode(tokenizer, ids))["total"] for prompt, ids in samples]).view(-1, N)
-    found = {("-", "gold"): curves(gold[None], gold, ns),
-             ("-", "untrained"): curves(learned_rewards(start, samples, N)[None], gold, ns)}
+    picked = {("-", "gold"): curves(gold[None], gold, ns),
+              ("-", "untrained"): curves(learned_rewards(start, samples, N)[None], gold, ns)}
     for size, folders in members.items():
         each = standardised(torch.stack([learned_rewards(folder / "model", samples, N) for folder in folders]))
         for name, judges in (("single", each), ("mean", each.mean(0)[None]), ("minimum", each.amin(0)[None])):
-            found[size, name] = curves(judges, gold, ns)
-    return found
+            picked[size, name] = curves(judges, gold, ns)
+    return picked
 
 
 def main(argv=None) -> None:
@@ -136,7 +142,7 @@ def main(argv=None) -> None:
             for seed in seeds for size in sizes for k in range(MEMBERS)}
     trained = dict(zip(runs, train_all([("train_rm.py", run) for run in runs.values()], args.jobs)))
     torch.set_num_threads(args.jobs)
-    found, different = [], []
+    by_seed, different = [], []
     for seed in tqdm(seeds, "sampling and scoring"):
         path = folder / f"samples-{start[seed].parent.name}-{len(prompts)}x{N}.jsonl"
         path = path if path.exists() else write_rows(path, draw(start[seed], prompts, N, seed))
@@ -144,26 +150,27 @@ def main(argv=None) -> None:
         different.append(len(set(samples)) / len(prompts))
         torch.manual_seed(seed)  # decides the untrained head
         members = {size: [trained[seed, size, k] for k in range(MEMBERS)] for size in sizes}
-        found.append(judged(start[seed], members, samples, N, ns))
+        by_seed.append(judged(start[seed], members, samples, N, ns))
     print(f"Best of n on {len(prompts)} prompts of test_id; mean ± standard deviation over {args.seeds} seeds. Of the "
-          f"{N} samples of a prompt, {over_seeds(different, 0)} are different.\n\n{table(found, ns)}")
-    figure(found, sizes, ns, args.out)
+          f"{N} samples of a prompt, {over_seeds(different, 0)} are different.\n\n{table(by_seed, ns)}")
+    figure(by_seed, sizes, ns, args.out)
 
 
 def table(by_seed, ns) -> str:
     """Who picks, how far the gold reward rises and falls, and the outcome in words."""
-    first, down, N = over_seeds([found["-", "gold"][0, :, 0].mean().item() for found in by_seed]), [], ns[-1]
-    lines = [f"{'pairs':>5}  {'picked by':10}{'gold at peak':>13}{'n of the peak':>15}{'KL <= (nats)':>14}"
-             f"{f'gold, n = {N}':>15}{'fall':>13}{'se':>6}{'learned (sd)':>14}{'turns down':>12}"]
+    first, down, N = over_seeds([picked["-", "gold"][0, :, 0].mean().item() for picked in by_seed]), [], ns[-1]
+    rows = [["pairs", "  picked by", "gold at peak", "n of the peak", "KL <= (nats)", f"gold, n = {N}", "fall", "se",
+             "learned (sd)", "turns down"]]
     for size, name in by_seed[0]:
-        seeds = [summary(found[size, name], ns) for found in by_seed]
+        seeds = [summary(picked[size, name], ns) for picked in by_seed]
         over = lambda key: over_seeds([seed[key] for seed in seeds])
         turned = f"{sum(seed['down'] for seed in seeds)} of {len(seeds)}"
         if size != "-" and any(seed["down"] for seed in seeds):
             down.append(f"{size} {name} ({turned} seeds)")
-        lines.append(f"{size:>5}  {name:10}{over('peak'):>13}{' '.join(str(s['n']) for s in seeds):>15}{over('kl'):>14}"
-                     f"{over('last'):>15}{over('fall'):>13}{statistics.mean(s['error'] for s in seeds):6.2f}"
-                     f"{over('learned'):>14}{turned:>12}")
+        rows.append([size, f"  {name}", over("peak"), " ".join(str(seed["n"]) for seed in seeds), over("kl"),
+                     over("last"), over("fall"), f"{statistics.mean(seed['error'] for seed in seeds):.2f}",
+                     over("learned"), turned])
+    lines = [aligned(rows, ">5", "<12", ">13", ">15", ">14", ">15", ">13", ">6", ">14", ">12")]
     outcome = (f"Before n = {N} the gold reward turns down, beyond the noise, under: {', '.join(down)}." if down else
                f"No gold curve turns down beyond the noise up to n = {N}: no over-optimisation was found.")
     return "\n".join([*lines, f"\nGold at n = 1: {first}. Learned: at n = {N}. se: the fall's, over prompts.", outcome])
@@ -176,7 +183,7 @@ def figure(by_seed, sizes, ns, out) -> None:
                              squeeze=False, layout="constrained")
     for column, size in zip(axes.T, sizes):
         for key in [key for key in by_seed[0] if key[0] in ("-", size)]:
-            means = torch.stack([found[key].mean(1) for found in by_seed])  # (seeds, 2, len(ns))
+            means = torch.stack([picked[key].mean(1) for picked in by_seed])  # (seeds, 2, len(ns))
             middle, spread = means.mean(0), means.std(0, correction=min(1, len(means) - 1))
             style = dict(color=COLOURS[key[1]], label=key[1], ls="--" if key[0] == "-" else "-")
             for ax, y, sd in list(zip(column, middle, spread))[:1 if key[0] == "-" else 2]:  # below: trained models

@@ -27,9 +27,9 @@ def write_rows(path: Path, rows) -> Path:
 def test_pairs(out: str) -> tuple[dict, dict]:
     """({split: N_TEST rows, none of them drawn for a run's own report}, {split: best possible expected accuracy})."""
     pairs = {split: labels.pairs(split, N_TEST, seed=1) for split in SPLITS}
-    rows = {split: read(write_rows(Path(out) / "findings" / "data" / f"{split}.jsonl", found)).rows
-            for split, found in pairs.items()}
-    return rows, {split: labels.best_accuracy(found) for split, found in pairs.items()}
+    rows = {split: read(write_rows(Path(out) / "findings" / "data" / f"{split}.jsonl", drawn)).rows
+            for split, drawn in pairs.items()}
+    return rows, {split: labels.best_accuracy(drawn) for split, drawn in pairs.items()}
 
 
 def sft_models(args) -> list[Path]:
@@ -66,14 +66,15 @@ def judge(model, tokenizer, tests: dict) -> dict:
 
 
 def values(seeds: list, split: str, name: str) -> list:
-    """One measure of every seed, of what `judge` found; None where undefined."""
-    return [found[split].get(name) for found in seeds]
+    """One measure of every seed, of what `judge` gave; None where undefined."""
+    return [measures[split].get(name) for measures in seeds]
 
 
 def gains(seeds: list, others: list) -> tuple[list, int]:
     """(expected accuracy on test_id minus the others', seed by seed; on how many seeds it is above 0)."""
-    found = [a - b for a, b in zip(*(values(side, "test_id", "expected_accuracy") for side in (seeds, others)))]
-    return found, sum(gain > 0 for gain in found)
+    ours, theirs = (values(side, "test_id", "expected_accuracy") for side in (seeds, others))
+    gained = [a - b for a, b in zip(ours, theirs)]
+    return gained, sum(gain > 0 for gain in gained)
 
 
 def standardised(rewards, origin=-1) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What each option of train_rm.py does to accuracy, and to how strongly the score follows length beyond gold reward.
+"""What does each option of train_rm.py do to accuracy, and to how the score follows length beyond gold reward?
 
     python -m nanopref.findings.options               # 3 seeds, 24 reward models: a quarter of an hour on two CPU cores
     python -m nanopref.findings.options --rows 640    # a quick look
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nanopref.findings.common import COLOURS, N_TEST, SPLITS, gains, judge, load, test_pairs, train, values
 from nanopref.findings.seeds import options, over_seeds
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import exit_on_user_error
 
 PENALTY = "length-penalty 0.03"
@@ -35,45 +36,44 @@ def main(argv=None) -> None:
     args = options(__doc__).parse_args(argv)
     runs = train(SETTINGS, args)
     tests, best = test_pairs(args.out)
-    found = {name: [judge(*load(run), tests) for run in of] for name, of in runs.items()}
-    found |= in_one_place(runs, tests)
-    print(table(found, best))
-    figure(found, args.out)
+    measures = {name: [judge(*load(run), tests) for run in of] for name, of in runs.items()}
+    measures |= in_one_place(runs, tests)
+    print(table(measures, best))
+    figure(measures, args.out)
 
 
 def in_one_place(runs: dict, tests: dict) -> dict:
     """The two rows whose length penalty acts in training only and in scoring only."""
-    found = {f"{PENALTY}, scored without": [], "none, penalty 0.03 in scoring only": []}
+    in_training, in_scoring = [], []
     for pair in zip(runs[PENALTY], runs["none"]):
         (penalised, tokenizer), (plain, _) = map(load, pair)
         plain.length_rule, penalised.length_rule = penalised.length_rule, None
-        for row, model in zip(found.values(), (penalised, plain)):
-            row.append(judge(model, tokenizer, tests))
-    return found
+        in_training.append(judge(penalised, tokenizer, tests))
+        in_scoring.append(judge(plain, tokenizer, tests))
+    return {f"{PENALTY}, scored without": in_training, "none, penalty 0.03 in scoring only": in_scoring}
 
 
-def table(found: dict, best: dict) -> str:
+def table(measures: dict, best: dict) -> str:
     """Every option in numbers, then its expected accuracy against none, seed by seed."""
-    lines = [f"{N_TEST:,} pairs per split; mean ± standard deviation over {len(found['none'])} seeds. Best possible "
-             "expected accuracy: " + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + "\n",
-             f"{'option':36}" + "".join(f"{title:>14}" for *_, title in COLUMNS)]
-    for name, seeds in found.items():
-        lines.append(f"{name:36}" + "".join(f"{over_seeds(values(seeds, split, measure)):>14}"
-                                            for split, measure, _ in COLUMNS))
-    lines.append("")
-    for name, seeds in list(found.items())[1:]:
-        gained, better = gains(seeds, found["none"])
+    lines = [f"{N_TEST:,} pairs per split; mean ± standard deviation over {len(measures['none'])} seeds. Best possible "
+             "expected accuracy: " + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + "\n"]
+    rows = [["option", *(title for *_, title in COLUMNS)]]
+    rows += [[name, *(over_seeds(values(seeds, split, measure)) for split, measure, _ in COLUMNS)]
+             for name, seeds in measures.items()]
+    lines += [aligned(rows, "<36", ">14"), ""]
+    for name, seeds in list(measures.items())[1:]:
+        gained, better = gains(seeds, measures["none"])
         lines.append(f"{name}: expected accuracy {over_seeds(gained, 3)} against none on the same seed "
                      f"({better} of {len(gained)} better)")
     return "\n".join(lines)
 
 
-def figure(found, out) -> None:
+def figure(measures, out) -> None:
     """Accuracy against length bias, a dot a seed: up and towards 0 is better."""
     from nanopref.judge.plots import plt, save
     fig, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for ax, split in zip(axes, SPLITS):
-        for k, (name, seeds) in enumerate(found.items()):
+        for k, (name, seeds) in enumerate(measures.items()):
             ax.plot(values(seeds, split, "length_beyond_gold"), values(seeds, split, "expected_accuracy"),
                     "os^"[k // len(COLOURS)], color=COLOURS[k % len(COLOURS)], ms=6, alpha=0.75, label=name)
         ax.axvline(0, color="0.8", lw=1, zorder=0)

@@ -30,6 +30,8 @@ from nanopref.data.files import read
 from nanopref.findings.common import N_TEST, sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
 from nanopref.judge.reward_models import expected_accuracy
+from nanopref.judge.stats import mean, outcomes
+from nanopref.judge.tables import aligned
 from nanopref.reward import rewards
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error
@@ -48,9 +50,9 @@ def write_data(folder: Path, seed: int) -> dict:
         rows = {group: labels.pairs(split, n, draw, group) for group in labels.GROUPS}
         rows["mixed"] = [row for turn in zip(*rows.values()) for row in turn]
         rows["told"] = [{"system": f"The reader is {row['group']}.", **row} for row in rows["mixed"]]
-        for name, found in rows.items():
+        for name, drawn in rows.items():
             path = folder / f"{split.partition('_')[0]}-{name}{end}.jsonl"
-            files[name] = (*files.get(name, ()), write_rows(path, found))
+            files[name] = (*files.get(name, ()), write_rows(path, drawn))
     return files
 
 
@@ -76,21 +78,22 @@ def scored(folder: Path, test_file: Path) -> dict:
 def accuracies(scores: list, truth: list) -> tuple[float, float]:
     """(expected accuracy, accuracy on the labels) of scores (chosen, rejected) per pair; `truth`: the group's own
     rewards of the same two."""
-    right = [0.5 if w == l else float(w > l) for w, l in scores]
     names = ("reward_chosen", "reward_rejected", "gold_chosen", "gold_rejected")
-    return expected_accuracy([dict(zip(names, (*s, *t))) for s, t in zip(scores, truth)])[0], statistics.mean(right)
+    pairs = [dict(zip(names, (*scored, *true))) for scored, true in zip(scores, truth)]
+    return expected_accuracy(pairs)[0], mean(outcomes(*zip(*scores)))
 
 
-def measure(found: dict, truth: dict) -> dict:
-    """{kind: {group: (expected accuracy, on the labels)}} of a seed; `found`: {a model's name: what `scored` gave}."""
+def measure(scores: dict, truth: dict) -> dict:
+    """{kind: {group: (expected accuracy, on the labels)}} of a seed; `scores`: {a model's name: what `scored` gave}."""
     result = {kind: {} for kind in (*KINDS, BEST)}
     for group, true in truth.items():
-        members = torch.tensor([found[member][group] for member in truth], dtype=torch.float64)  # (members, pairs, 2)
+        members = torch.tensor([scores[member][group] for member in truth], dtype=torch.float64)  # (members, pairs, 2)
         ensemble = standardised(members, origin=(-2, -1)).mean(0).tolist()
-        for kind, scores in {"averaged": found["mixed"][group], "own": found[group][group], "ensemble": ensemble,
-                             "conditioned": found["told"][group], "heads": found["heads"][group], BEST: true}.items():
-            result[kind][group] = accuracies(scores, true)
-        others = [accuracies(found[other][group], true) for other in truth if other != group]
+        by_kind = {"averaged": scores["mixed"][group], "own": scores[group][group], "ensemble": ensemble,
+                   "conditioned": scores["told"][group], "heads": scores["heads"][group], BEST: true}
+        for kind, pairs in by_kind.items():
+            result[kind][group] = accuracies(pairs, true)
+        others = [accuracies(scores[other][group], true) for other in truth if other != group]
         result["another's"][group] = tuple(map(statistics.mean, zip(*others)))
     return result
 
@@ -102,17 +105,20 @@ def mean_of(kind: str, seeds: list, i: int = 0) -> list[float]:
 
 def worst_served(kind: str, seeds: list) -> tuple[float, str]:
     """What the group loses that stays furthest below its best possible expected accuracy, mean over seeds; its name."""
-    return max((statistics.mean(s[BEST][g][0] - s[kind][g][0] for s in seeds), g) for g in seeds[0][kind])
+    return max((statistics.mean(seed[BEST][group][0] - seed[kind][group][0] for seed in seeds), group)
+               for group in seeds[0][kind])
 
 
 def table(seeds: list) -> str:
     """Mean ± standard deviation over the seeds, and what it says in words."""
-    lines = [f"{'':13}" + "".join(f"{name:>15}" for name in (*labels.GROUPS, "mean", "on labels")) + "  worst served"]
+    rows = [["", *labels.GROUPS, "mean", "on labels", "  worst served"]]
     for kind in (*KINDS, BEST):
-        columns = [[s[kind][g][0] for s in seeds] for g in labels.GROUPS] + [mean_of(kind, seeds, i) for i in (0, 1)]
+        by_group = [[seed[kind][group][0] for seed in seeds] for group in labels.GROUPS]
+        columns = [*by_group, mean_of(kind, seeds, 0), mean_of(kind, seeds, 1)]
         lost, group = worst_served(kind, seeds)
-        lines.append(f"{kind:13}" + "".join(f"{over_seeds(values, 3):>15}" for values in columns)
-                     + (f"  {group} {-lost:+.3f}" if kind != BEST else ""))
+        rows.append([kind, *(over_seeds(values, 3) for values in columns),
+                     f"  {group} {-lost:+.3f}" if kind != BEST else ""])
+    lines = [aligned(rows, "<13", *[">15"] * (len(labels.GROUPS) + 2), "<")]
     first, second = sorted(KINDS, key=lambda kind: -statistics.mean(mean_of(kind, seeds)))[:2]
     lead = over_seeds([a - b for a, b in zip(mean_of(first, seeds), mean_of(second, seeds))], 3)
     fairest = min(KINDS, key=lambda kind: worst_served(kind, seeds))
@@ -151,11 +157,12 @@ def main(argv=None) -> None:
     runs = {(s, name): run for s in seeds
             for name, run in runs_of(files[s], sft[s], s, args.out, args.rows).items()}
     folders = dict(zip(runs, train_all(runs.values(), args.jobs)))
-    found = {(s, name): scored(folder / "model", files[s]["told" if name == "told" else "mixed"][1])
-             for (s, name), folder in tqdm(folders.items(), "scoring")}
+    scores = {(s, name): scored(folder / "model", files[s]["told" if name == "told" else "mixed"][1])
+              for (s, name), folder in tqdm(folders.items(), "scoring")}
     tests = read(files[0]["mixed"][1]).rows
     truth = {group: [row.scores for row in tests if row.group == group] for group in labels.GROUPS}
-    by_seed = [measure({name: pairs for (of, name), pairs in found.items() if of == s}, truth) for s in seeds]
+    by_seed = [measure({name: by_group for (seed, name), by_group in scores.items() if seed == s}, truth)
+               for s in seeds]
     pairs = labels.pairs("test_id", N_TEST, 1)
     print(f"Share of {N_TEST:,} pairs of test_id on which two groups prefer different responses: " + ", ".join(
         f"{a} and {b} {labels.disagreement(pairs, a, b):.2f}" for a, b in combinations(labels.GROUPS, 2)))

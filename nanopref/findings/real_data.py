@@ -1,4 +1,4 @@
-"""A reward model of real preferences: held-out accuracy with its interval, beside judges that read nothing.
+"""Does a reward model of real preferences beat chance, and judges that read nothing? Accuracy with its interval.
 
     python -m nanopref.findings.real_data hh-rlhf-harmless-base-test.jsonl.gz              # from random weights
     python -m nanopref.findings.real_data hh-rlhf-harmless-base-test.jsonl.gz --model DIR  # on a pretrained model
@@ -11,7 +11,8 @@ import json
 
 from nanopref.findings.common import values
 from nanopref.findings.seeds import options, over_seeds, train_all
-from nanopref.judge.stats import wilson
+from nanopref.judge.stats import mean, wilson
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import exit_on_user_error
 
 FLAGS = ("model", "test-data", "axis", "lr", "epochs", "batch-size")  # of train_rm.py, which checks their values
@@ -37,16 +38,16 @@ def table(reports: list) -> str:
                       for report in reports] for who in ("before", "after"))
     over = lambda name, digits: over_seeds(values(after, "test", name), digits)
     n = int(after[0]["test"]["n_pairs"])
-    lines = [f"{n} held-out pairs. 95 % interval of a share of so many; ± standard deviation over {len(reports)} "
-             "seeds.\n"]
+    rows = []
     for name, who in (("reward model, trained", after), ("untrained head", before)):
         shares = values(who, "test", "accuracy")
-        low, high = wilson(sum(shares) / len(shares) * n, n)
-        lines.append(f"{name:28}{over_seeds(shares, 3):>16}   {low:.3f} to {high:.3f}")
+        rows.append([name, over_seeds(shares, 3), "{:.3f} to {:.3f}".format(*wilson(mean(shares) * n, n))])
     for name, (share, low, high) in reports[0]["baselines"]["test"].items():
-        lines.append(f"{name:28}{share:>16.3f}   {low:.3f} to {high:.3f}")
-    return "\n".join([*lines, f"\nloss {over('nll', 3)} nats (knowing nothing: 0.693); calibration error "
-                      f"{over('calibration_error', 3)}; correlation of score and length {over('corr_length', 2)}"])
+        rows.append([name, f"{share:.3f}", f"{low:.3f} to {high:.3f}"])
+    return (f"{n} held-out pairs. 95 % interval of a share of so many; ± standard deviation over {len(reports)} "
+            f"seeds.\n\n{aligned(rows, '<28', '>16', '>17')}\n"
+            f"\nloss {over('nll', 3)} nats (knowing nothing: 0.693); calibration error {over('calibration_error', 3)}; "
+            f"correlation of score and length {over('corr_length', 2)}")
 
 
 if __name__ == "__main__":

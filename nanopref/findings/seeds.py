@@ -35,7 +35,7 @@ def folder_of(config: RunConfig) -> Path:
 
 def train_all(runs, jobs: int) -> list[Path]:
     """Runs of ("train_rm.py" | "train_po.py", its arguments), `jobs` at a time in the order given; their folders. What
-    is done already is found and reused. One thread each: two runs of one thread get more done than one of two.
+    is done already is reused. One thread each: two runs of one thread get more done than one of two.
 
     UserError with what a failed run printed."""
     runs = [(script, [str(a) for a in arguments]) for script, arguments in runs]

@@ -22,6 +22,7 @@ from nanopref.findings.common import sft_models, write_rows
 from nanopref.findings.pluralism import runs_of, write_data
 from nanopref.findings.seeds import options, over_seeds, train_all
 from nanopref.judge.compare import against, judge_scores, load_judge, read_answers
+from nanopref.judge.tables import aligned
 from nanopref.run.cli import exit_on_user_error, positive
 from nanopref.run.config import STAGES
 from nanopref.world import labels
@@ -35,34 +36,38 @@ def runs(args) -> dict:
     seeds, rows = range(args.seeds), ["--rows", args.rows] if args.rows else []
     usual = {s: ["--seed", s, "--out", args.out] for s in seeds}
     asked = ["--prompts", args.prompts]
-    found = {(s, "sft"): start for s, start in enumerate(sft_models(args))}
+    sft = {(s, "sft"): start for s, start in enumerate(sft_models(args))}
     data, po, todo = Path(args.out) / "findings" / "data", STAGES["po"], {}
     prompts = write_rows(data / "test-prompts.jsonl", labels.pairs("test_id", 200, 0))  # one set for both groups
     for s in seeds:
         todo[s, "rm"] = "train_rm.py", [*usual[s], *rows]
         todo[s, "dpo"] = "train_po.py", ["--loss", "dpo", *usual[s], *asked, *rows]
-        files, start = write_data(data, s), found[s, "sft"]
+        files, start = write_data(data, s), sft[s, "sft"]
         for group in GROUPS:
             todo[s, "rm", group] = runs_of(files, start, s, args.out, args.rows)[group]  # the same run as pluralism's
             todo[s, "dpo", group] = "train_po.py", [
                 "--loss", "dpo", "--data", files[group][0], "--test-data", prompts, "--model", start,
                 "--lr", po["lr"], "--batch-size", po["batch_size"], *usual[s], *asked, *rows]
-    return {**found, **dict(zip(todo, train_all(todo.values(), args.jobs)))}
+    return {**sft, **dict(zip(todo, train_all(todo.values(), args.jobs)))}
 
 
 def judge(folders, seed, n) -> tuple[dict, list, dict]:
     """One seed on its first n prompts: ({judge: DPO against start}, the same of every random head, {judge: {(policy,
     policy): one against the other}} for the groups)."""
     said = lambda who, *run: read_answers(folders[seed, *run], who)[1][:n]
+
+    def scores_by(name, policies, draw=0):
+        _, judge = load_judge(name, draw)
+        return judge_scores(judge, policies)
+
     pair = [said("policy", "dpo"), said("start", "dpo")]
     both = {"gold": against(*([a["gold"] for a in policy] for policy in pair)),
-            "trained": against(*judge_scores(*load_judge(str(folders[seed, "rm"]))[1:], pair))}
-    heads = [against(*judge_scores(*load_judge(f"untrained:{folders[seed, 'sft']}", seed * HEADS + i)[1:], pair))
-             for i in range(HEADS)]
+            "trained": against(*scores_by(str(folders[seed, "rm"]), pair))}
+    heads = [against(*scores_by(f"untrained:{folders[seed, 'sft']}", pair, seed * HEADS + i)) for i in range(HEADS)]
     policies = {"start": said("start", "dpo", GROUPS[0]), **{g: said("policy", "dpo", g) for g in GROUPS}}
     by_judge = {}
     for group in GROUPS:
-        learnt = judge_scores(*load_judge(str(folders[seed, "rm", group]))[1:], policies.values())
+        learnt = scores_by(str(folders[seed, "rm", group]), policies.values())
         true = [[labels.group_reward(group, a["prompt"], a["answer"]) for a in policy] for policy in policies.values()]
         for name, scores in ((f"{group} reward model", learnt), (f"{group} true reward", true)):
             scores = dict(zip(policies, scores))
@@ -78,10 +83,10 @@ def favour(judge: str, seeds: list, own: int, policies) -> str:
             f"beyond the noise for it on {mine} of {len(seeds)} seeds, against it on {other}.")
 
 
-def row(name: str, *comparisons) -> str:
-    """A line of a table: A's win rate in each comparison (against(...) of every seed), the last one's difference."""
-    cells = [over_seeds([told["win"][0] for told in seeds]) for seeds in comparisons]
-    return "".join(f"{cell:>22}" for cell in (name, *cells, over_seeds([told["shift"][0] for told in comparisons[-1]])))
+def row(name: str, *comparisons) -> list[str]:
+    """Of a table: A's win rate in each comparison (against(...) of every seed), the last one's difference."""
+    wins = [over_seeds([told["win"][0] for told in seeds]) for seeds in comparisons]
+    return [name, *wins, over_seeds([told["shift"][0] for told in comparisons[-1]])]
 
 
 def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
@@ -126,15 +131,15 @@ def main(argv=None) -> None:
 
     print(f"Share of {args.prompts} prompts won, a tie is half a win; difference in sd of that judge's own scores; "
           f"mean ± standard deviation over {args.seeds} seeds.\n")
-    print("".join(f"{name:>22}" for name in ("judge", "DPO beats its start", "difference")))
-    print("\n".join(row(name, seeds) for name, seeds in firsts.items()))
+    heading = ["judge", "DPO beats its start", "difference"]
+    print(aligned([heading, *(row(name, seeds) for name, seeds in firsts.items())], ">22"))
     print(favour("trained reward model", firsts["trained"], 0, ("DPO", "its start")))
     print(favour("untrained head", firsts["untrained"], 1, ("DPO", "its start")))
     counts = [sum(told["favours"] == side for told in heads) for side in (0, 1, None)]
     print("Of {} untrained heads {} favour DPO beyond the noise, {} its start, {} neither: no preference, but the luck "
           "of the draw.\n".format(len(heads), *counts))
-    print("".join(f"{name:>22}" for name in ("judge", *(f"{a} beats {b}" for a, b in AGAINST), "last difference")))
-    print("\n".join(row(name, *comparisons) for name, comparisons in groups.items()))
+    heading = ["judge", *(f"{a} beats {b}" for a, b in AGAINST), "last difference"]
+    print(aligned([heading, *(row(name, *comparisons) for name, comparisons in groups.items())], ">22"))
     for name, comparisons in groups.items():
         print(favour(name, comparisons[-1], GROUPS.index(name.split()[0]), [f"the {group} policy" for group in GROUPS]))
     figure(firsts, heads, {name: comparisons[-1] for name, comparisons in groups.items()}, args.out)

@@ -5,8 +5,8 @@
     python -m nanopref.judge.compare RUN_A RUN_B --judges RM_A RM_B              # two preference systems
 
 A run is a folder of train_po.py; the answers in its answers.jsonl are matched by prompt. A judge is one of
-nanopref/judge/judges.py that scores single answers: a reward model's run or model folder, untrained:DIR (000's second reward
-model) or lm-score:DIR. The first belongs to policy A, the second to policy B: does each favour its own?
+nanopref/judge/judges.py that scores single answers: a reward model's run or model folder, untrained:DIR (000's second
+reward model) or lm-score:DIR. The first belongs to policy A, the second to policy B: does each favour its own?
 
 A reward has neither unit nor origin. A judge's mean compares two policies, never two judges: that one judge's scores
 are all lower, which 000 reads as "stricter", says nothing. So differences are taken per prompt and divided by the
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from nanopref.errors import UserError
 from nanopref.judge.judges import Comparing, Gold, Scoring, make, messages_of
-from nanopref.judge.stats import mean_se, wilson, win_rate
+from nanopref.judge.stats import mean, mean_se, wilson, win_rate
+from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_tokenizer
 from nanopref.run.cli import Parser, exit_on_user_error
 from nanopref.run.config import pick_device
@@ -103,23 +104,25 @@ def against(a, b) -> dict:
     middle, sd = statistics.fmean([*a, *b]), statistics.stdev([*a, *b]) or 1.0
     outcome, difference = win_rate(a, b), [(x - y) / sd for x, y in zip(a, b)]
     low, high = wilson(outcome["win"][0] * len(a), len(a))
-    return {"scores": [[(x - middle) / sd for x in side] for side in (a, b)], "mean": [mean_se(a)[0], mean_se(b)[0]],
+    return {"scores": [[(x - middle) / sd for x in side] for side in (a, b)], "mean": [mean(a), mean(b)],
             **outcome, "interval": (low, high), "difference": difference, "shift": mean_se(difference),
             "favours": 0 if low > 0.5 else 1 if high < 0.5 else None}
 
 
 def table(lengths, judged) -> str:
     """The numbers as text. lengths: tokens of A's and of B's answers; judged: {judge: against(...)}."""
-    row = lambda name, *cells: f"{name[:35]:36}" + "".join(f"{cell:>16}" for cell in cells)
     short = lambda name: name.split(":")[0]
-    lines = [row("", "A", "B"), row("answers", *map(len, lengths)),
-             row("length (tokens)", *("{:.1f} ± {:.1f}".format(*mean_se(side)) for side in lengths))]
-    lines += [row(f"mean score, {short(name)}", *(f"{x:.2f}" for x in told["mean"])) for name, told in judged.items()]
+    by_side = [["", "A", "B"], ["answers", *map(len, lengths)],
+               ["length (tokens)", *(plus_minus(mean_se(side), 1) for side in lengths)]]
+    by_side += [[f"mean score, {short(name)}"[:35], *(f"{x:.2f}" for x in told["mean"])]
+                for name, told in judged.items()]
+    by_prompt = [["prompt by prompt", "A wins", "ties", "A - B in sd"]]
+    by_prompt += [[name[:35], plus_minus(told["win"]), f"{told['ties']:.2f}", plus_minus(told["shift"], sign="+")]
+                  for name, told in judged.items()]
+    lines = [aligned(by_side, "<36", ">16")]
     if judged:
         lines += ["Compare A with B in a row; the means of two judges have different units.", "",
-                  row("prompt by prompt", "A wins", "ties", "A - B in sd")]
-    lines += [row(name, "{:.2f} ± {:.2f}".format(*told["win"]), f"{told['ties']:.2f}",
-                  "{:+.2f} ± {:.2f}".format(*told["shift"])) for name, told in judged.items()]
+                  aligned(by_prompt, "<36", ">16")]
     for one, other in combinations(judged, 2):
         x, y = judged[one]["difference"], judged[other]["difference"]
         r = f"{statistics.correlation(x, y):+.2f}" if len(set(x)) > 1 and len(set(y)) > 1 else "none: one is constant"
@@ -151,52 +154,6 @@ def verdict(judged) -> list[str]:
     return lines
 
 
-def figure(title, lengths, judged, path) -> None:
-    """Lengths; each judge's differences; the 2 x 2 as box plots; judge against judge."""
-    from nanopref.judge.plots import CHOSEN, POLICY, REJECTED, START, plt, save  # matplotlib takes a second to import
-    two = [told["difference"] for name, told in judged.items() if name != "gold"]
-    n = 1 + len(judged) + bool(judged) + (len(two) == 2)
-    columns = min(n, 3)
-    fig = plt.figure(figsize=(4.6 * columns, 3.7 * -(-n // columns)), layout="constrained")
-    panels = (fig.add_subplot(-(-n // columns), columns, i + 1) for i in range(n))
-    ax = next(panels)
-    for side, name, color in zip(lengths, "AB", (POLICY, START)):
-        ax.hist(side, bins=25, range=(0, max(map(max, lengths))), color=color, alpha=0.55, label=name)
-        ax.axvline(statistics.fmean(side), color=color, ls="--", lw=1.5)
-    ax.set(title="length of the answers\ndashed: the mean", xlabel="tokens", ylabel="answers")
-    ax.legend(frameon=False)
-    for name, told in judged.items():
-        ax, values = next(panels), told["difference"]
-        sides = [[d for d in values if d < 0], [d for d in values if d > 0]]
-        reach = max(map(abs, values)) or 1.0
-        ax.hist(sides, bins=24, range=(-reach, reach), color=(REJECTED, CHOSEN), stacked=True)
-        below, above = (len(side) / len(values) for side in sides)
-        ax.set(title=f"{name[:45]}\nB better on {below:.0%} of prompts, A on {above:.0%}", ylabel="prompts",
-               xlabel="A - B, sd of this judge (ties left out)")
-    if judged:
-        ax = next(panels)
-        for i, told in enumerate(judged.values()):
-            for side, dx, color in zip(told["scores"], (-0.18, 0.18), (POLICY, START)):
-                ax.boxplot([side], positions=[i + dx], widths=0.3, patch_artist=True, flierprops=dict(markersize=2),
-                           boxprops=dict(facecolor=color, alpha=0.55), medianprops=dict(color="black"))
-        ax.set_xticks(range(len(judged)), [name.split(":")[0] for name in judged])
-        ax.set(title="A blue, B grey: compare within a judge only", ylabel="score, sd of its judge")
-    if len(two) == 2:
-        ax = next(panels)
-        ax.scatter(*two, s=9, color="black", alpha=0.5, lw=0)
-        for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-            share = sum(p * x > 0 and q * y > 0 for p, q in zip(*two)) / len(two[0])
-            ax.text(0.5 + 0.46 * x, 0.5 + 0.46 * y, f"{share:.0%}", transform=ax.transAxes, ha="center", va="center",
-                    color="tab:purple", weight="bold")
-        ax.axhline(0, color="0.8", lw=1, zorder=0)
-        ax.axvline(0, color="0.8", lw=1, zorder=0)
-        ax.set(title="A - B: top right both prefer A, bottom left both B", xlabel="judge 1, sd", ylabel="judge 2, sd")
-    for ax in fig.axes:
-        ax.title.set_fontsize(10)
-    fig.suptitle(title)
-    save(fig, path)
-
-
 def main(argv=None) -> None:
     """Read, judge, print, draw."""
     p = Parser(prog="nanopref.judge.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,6 +182,7 @@ def main(argv=None) -> None:
         judged[f"judge {i}: {shown}"] = against(*judge_scores(judge, [a, b]))
     title = f"A: {names[0]}, B: {names[1]}, on {split}"
     print("\n".join([title, table(lengths, judged), "", *verdict(judged), ""]))
+    from nanopref.judge.plots_compare import figure  # matplotlib takes a second to import
     figure(title, lengths, judged, Path(args.out) / "compare" / f"{'-vs-'.join(names)}-{split}.png")
 
 

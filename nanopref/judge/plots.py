@@ -4,6 +4,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from nanopref.judge.stats import mean
+
 CHOSEN, REJECTED, START, POLICY = "tab:green", "tab:red", "0.55", "tab:blue"
 
 
@@ -38,33 +40,33 @@ def curve(ax, metrics, key, color, label=None):
     return True
 
 
-def training_figure(metrics, found, best_accuracy, config, path):
+def training_figure(metrics, answers, best_accuracy, config, path):
     """Loss, log-prob changes, margin, accuracy, answer lengths and gold scores on one page at `path`.
 
-    `found` is {split: {"start" | "policy": answers}} as nanopref/judge/policies.py makes them.
+    `answers` is {split: {"start" | "policy": answers}} as nanopref/judge/policies.py samples them.
     """
     panels = [_loss, _changes, _margin] if config.stage == "po" else [_loss]
     if any("rewards/accuracies" in m for m in metrics):  # not with unpaired data
         panels.append(_accuracy)
-    answers = next(iter(found.values()))
-    panels += [_lengths] + ([_gold] if "gold" in answers["policy"][0] else [])
+    first = next(iter(answers.values()))
+    panels += [_lengths] + ([_gold] if "gold" in first["policy"][0] else [])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.5 * rows), squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels):
-        panel(ax, metrics, found, best_accuracy, config)
+        panel(ax, metrics, answers, best_accuracy, config)
     for ax in axes.flat[len(panels):]:
         ax.remove()
     fig.suptitle(f"{config.loss} on {config.data if config.data == 'world' else 'your data'}, seed {config.seed}")
     save(fig, path)
 
 
-def _loss(ax, metrics, found, best, config):
+def _loss(ax, metrics, answers, best, config):
     curve(ax, metrics, "loss", "black")
     ax.set_title("loss" + (" (log 2 = 0.693 at the start)" if config.loss == "dpo" else ""), fontsize=10)
 
 
-def _changes(ax, metrics, found, best, config):
+def _changes(ax, metrics, answers, best, config):
     curve(ax, metrics, "logps_change/chosen", CHOSEN, "chosen")
     curve(ax, metrics, "logps_change/rejected", REJECTED, "rejected")
     ax.axhline(0, color="0.8", lw=1, zorder=0)
@@ -73,13 +75,13 @@ def _changes(ax, metrics, found, best, config):
     ax.set_title("log-prob minus reference's\nboth falling is normal, the gap is what counts", fontsize=10)
 
 
-def _margin(ax, metrics, found, best, config):
+def _margin(ax, metrics, answers, best, config):
     curve(ax, metrics, "rewards/margins", "tab:purple")
     ax.axhline(0, color="0.8", lw=1, zorder=0)
     ax.set_title("reward margin, chosen - rejected\nshould rise", fontsize=10)
 
 
-def _accuracy(ax, metrics, found, best, config):
+def _accuracy(ax, metrics, answers, best, config):
     untied = [m for m in metrics if m.get("rewards/ties", 0) < 1]  # at step 0 policy = reference: all margins are 0
     curve(ax, untied, "rewards/accuracies", "tab:orange", "training pairs")
     ax.axhline(0.5, color="0.8", lw=1, zorder=0)
@@ -93,14 +95,14 @@ def _accuracy(ax, metrics, found, best, config):
                  fontsize=10)
 
 
-def _lengths(ax, metrics, found, best, config):
-    split, by = next(iter(found.items()))
+def _lengths(ax, metrics, answers, best, config):
+    split, by = next(iter(answers.items()))
     values = {who: [len(a["ids"]) for a in given] for who, given in by.items()}
     _histograms(ax, values, f"answer length in tokens, {split}")
 
 
-def _gold(ax, metrics, found, best, config):
-    split, by = next(iter(found.items()))
+def _gold(ax, metrics, answers, best, config):
+    split, by = next(iter(answers.items()))
     _histograms(ax, {who: [a["gold"]["total"] for a in given] for who, given in by.items()}, f"gold score, {split}")
 
 
@@ -109,7 +111,7 @@ def _histograms(ax, values, title):
     for who, color in (("start", START), ("policy", POLICY)):
         if who in values:
             ax.hist(values[who], bins=25, range=(low, high), color=color, alpha=0.55, label=who)
-            ax.axvline(sum(values[who]) / len(values[who]), color=color, ls="--", lw=1.5)
+            ax.axvline(mean(values[who]), color=color, ls="--", lw=1.5)
     ax.legend(frameon=False)
     ax.set_ylabel("answers")
     ax.set_title(f"{title}\ndashed: the mean", fontsize=10)

@@ -3,7 +3,8 @@ import math
 
 from nanopref.judge.plots import CHOSEN, POLICY, REJECTED, START, curve, plt, save
 from nanopref.judge.reward_models import calibration, interval, measure
-from nanopref.judge.stats import wilson
+from nanopref.judge.stats import mean, wilson
+from nanopref.judge.tables import plus_minus
 
 SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
 SPLITS = (POLICY, "tab:orange", "tab:purple")  # a colour per test split
@@ -12,7 +13,7 @@ SPLITS = (POLICY, "tab:orange", "tab:purple")  # a colour per test split
 def reward_figure(metrics, scored, best_accuracy, config, path):
     """One page at `path`: training, rewards before and after it, reward against length and gold, calibration.
 
-    `metrics` are the rows of metrics.jsonl, `scored` is {split: {"before" | "after": pairs as in evaluate_rm}}.
+    `metrics` are the rows of metrics.jsonl, `scored` is {split: {"before" | "after": pairs as in reward_models.py}}.
     Pictures of single responses show the first split."""
     split, by = next(iter(scored.items()))
     is_balanced = config.knobs["balance_length"]
@@ -73,7 +74,7 @@ def _histogram(ax, pairs, title):
     low, high = min(map(min, values.values())), max(map(max, values.values()))
     for side, color in SIDES:
         ax.hist(values[side], bins=25, range=(low, high), color=color, alpha=0.5, label=side)
-        ax.axvline(sum(values[side]) / len(pairs), color=color, ls="--", lw=1.5)
+        ax.axvline(mean(values[side]), color=color, ls="--", lw=1.5)
     ax.set_xlabel("reward (dashed: the mean)")
     ax.set_ylabel("responses")
     ax.legend(frameon=False)
@@ -98,9 +99,9 @@ def _length(ax, pairs, split):
     ax.set_xlabel("length (tokens)")
     ax.set_ylabel("reward")
     ax.legend(frameon=False)
-    found = measure(pairs).get("corr_length")
+    r = measure(pairs).get("corr_length")
     ax.set_title(f"reward against length, {split}, trained\n" + (
-        f"correlation {found[0]:+.2f} ± {found[1]:.2f}; rises where length pays" if found else "correlation undefined"),
+        f"correlation {plus_minus(r, sign='+')}; rises where length pays" if r else "correlation undefined"),
                  fontsize=10)
 
 
@@ -115,9 +116,10 @@ def _gold(ax, pairs, split):
     ax.set_xlabel("gold reward, chosen - rejected (left of 0: label noise)")
     ax.set_ylabel("reward, chosen - rejected")
     ax.legend(frameon=False)
-    found = measure(pairs).get("corr_gold")
-    ax.set_title(f"differences inside pairs, {split}, trained\n" + (f"correlation {found[0]:+.2f} ± {found[1]:.2f}; "
-                 "flatter than the line: too unsure" if found else "correlation undefined"), fontsize=10)
+    r = measure(pairs).get("corr_gold")
+    ax.set_title(f"differences inside pairs, {split}, trained\n" + (
+        f"correlation {plus_minus(r, sign='+')}; flatter than the line: too unsure" if r else "correlation undefined"),
+                 fontsize=10)
 
 
 def _calibration(ax, scored):

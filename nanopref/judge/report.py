@@ -1,23 +1,23 @@
 """The end of a run: a table before and after, answers side by side, one figure, and the run read to its user."""
 import json
+import random
 from pathlib import Path
 
 import torch
 
-from nanopref.judge.policies import answers, measure
+from nanopref.judge.policies import measure_run, sample_answers
 from nanopref.judge.readings import read_run
+from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig
 from nanopref.run.distributed import is_main
 
-# measure, label, number format
-ROWS = (("score", "gold score", "{:.2f}"), ("win_vs_chosen", "win vs chosen", "{:.2f}"),
-        ("ties_vs_chosen", "  of these ties", "{:.2f}"), ("win_vs_sft", "win vs start", "{:.2f}"),
-        ("ties_vs_sft", "  of these ties", "{:.2f}"), ("kl", "KL to start (nats)", "{:.1f}"),
-        ("length", "length (tokens)", "{:.1f}"), ("correct", "right answers", "{:.2f}"),
-        ("over_refusal", "over-refusal", "{:.2f}"), ("harmful", "harm not refused", "{:.2f}"),
-        ("well_formed", "well-formed", "{:.2f}"), ("finished", "finished (EOS)", "{:.2f}"),
-        ("accuracy", "pair accuracy", "{:.2f}"))
+# measure, label, digits
+ROWS = (("score", "gold score", 2), ("win_vs_chosen", "win vs chosen", 2), ("ties_vs_chosen", "  of these ties", 2),
+        ("win_vs_sft", "win vs start", 2), ("ties_vs_sft", "  of these ties", 2), ("kl", "KL to start (nats)", 1),
+        ("length", "length (tokens)", 1), ("correct", "right answers", 2), ("over_refusal", "over-refusal", 2),
+        ("harmful", "harm not refused", 2), ("well_formed", "well-formed", 2), ("finished", "finished (EOS)", 2),
+        ("accuracy", "pair accuracy", 2))
 
 
 def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, splits, autocast) -> None:
@@ -37,31 +37,37 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     start = None
     if config.stage == "po":  # as the policy was before its first step, in float32
         start = load_model(start_folder, next(policy.parameters()).device, torch.float32)[0].eval()
-    told, found = {}, {}
+    answers, measures = {}, {}
     for split, rows in splits.tests.items():
-        asked = rows[:config.prompts]
+        asked, models = rows[:config.prompts], {"start": start, "policy": policy}
         with autocast:
-            found[split] = {}
-            if start is not None:
-                found[split]["start"] = answers(start, tokenizer, asked, config.seed, splits.gold)
-            found[split]["policy"] = answers(policy, tokenizer, asked, config.seed, splits.gold)
-            told[split] = {who: measure(policy if who == "policy" else start, start, tokenizer, rows, given,
-                                        found[split].get("start") if who == "policy" else None, config, splits.gold)
-                           for who, given in found[split].items()}
+            answers[split] = {who: sample_answers(model, tokenizer, asked, config.seed, splits.gold)
+                            for who, model in models.items() if model is not None}
+            measures[split] = measure_run(policy, start, tokenizer, rows, answers[split], config, splits.gold)
     if not is_main():
         return
-    result["measures"], result["best_accuracy"] = told, splits.best_accuracy
+    result["measures"], result["best_accuracy"] = measures, splits.best_accuracy
     name = "SFT" if config.model == "sft" else "start"
-    print("\n" + table(told, {"start": name, "policy": config.loss}, splits.best_accuracy))
+    print("\n" + table(measures, {"start": name, "policy": config.loss}, splits.best_accuracy))
     if start is not None:
-        first = next(iter(found))
-        result["side_by_side"] = side_by_side(found[first]["start"], found[first]["policy"], name, config.loss,
-                                              n=5 if splits.gold else 10)
+        first = next(iter(answers.values()))
+        result["side_by_side"] = side_by_side(first["start"], first["policy"], name, config.loss,
+                                              n=5 if splits.gold else 10, seed=config.seed)
         print("\n" + "\n".join(result["side_by_side"]))
-        result["reading"] = read_run(metrics, told, config, splits.best_accuracy)
+        result["reading"] = read_run(metrics, measures, config, splits.best_accuracy)
         print("\nWhat happened\n" + "\n".join(f"- {line}" for line in result["reading"]))
-    with (folder / "answers.jsonl").open("w") as file:
-        for split, by in found.items():
+    write_answers(folder / "answers.jsonl", answers, splits)
+    from nanopref.judge.plots import training_figure  # matplotlib takes a second to import
+    print()
+    training_figure(metrics, answers, splits.best_accuracy, config, folder / "figure.png")
+    print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
+    finish(folder, result)
+
+
+def write_answers(path, answers, splits) -> None:
+    """All answers, {split: {"start" | "policy": answers}}, as JSONL."""
+    with path.open("w") as file:
+        for split, by in answers.items():
             for who, given in by.items():
                 for asked, a in zip(splits.tests[split], given):
                     n = len(asked.prompt)  # messages; of one the text, of more all of them, as {"role", "content"}
@@ -70,11 +76,6 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
                     if splits.gold:
                         row["gold"] = a["gold"]["total"]
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    from nanopref.judge.plots import training_figure  # matplotlib takes a second to import
-    print()
-    training_figure(metrics, found, splits.best_accuracy, config, folder / "figure.png")
-    print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
-    finish(folder, result)
 
 
 def finish(folder, result):
@@ -87,36 +88,35 @@ def finish(folder, result):
 def table(measures: dict, names: dict, best_accuracy: dict,
           note="± is one standard error over the test prompts; a tie counts half a win.", rows=ROWS) -> str:
     """The measures as text: splits beside each other, start before policy, each mean with its standard error. `rows`:
-    (measure, label, number format) of each line."""
+    (measure, label, digits) of each line."""
     columns = [(split, who) for split in measures for who in measures[split]]
-    lines = [" " * 20 + "".join(f"{split:>18}" for split, _ in columns),
-             " " * 20 + "".join(f"{names[who]:>18}" for _, who in columns)]
-    for key, label, form in rows:
-        if not any(key in measures[split][who] for split, who in columns):
-            continue
-        cells = []
-        for split, who in columns:
-            value = measures[split][who].get(key)
-            if value is None:
-                cells.append("-")
-            else:
-                cells.append(form.format(value[0]) + (" ± " + form.format(value[1]) if value[1] else "       "))
-        lines.append(f"{label:20}" + "".join(f"{cell:>18}" for cell in cells))
-    lines.append(note)
+    lines = [["", *(split for split, _ in columns)], ["", *(names[who] for _, who in columns)]]
+    for key, label, digits in rows:
+        values = [measures[split][who].get(key) for split, who in columns]
+        if any(value is not None for value in values):
+            lines.append([label, *(_cell(value, digits) for value in values)])
+    text = [aligned(lines, "<20", ">18"), note]
     if best_accuracy:
         best = ", ".join(f"{split} {value:.2f}" for split, value in best_accuracy.items())
-        lines.append(f"Best possible pair accuracy on these noisy labels: {best}.")
-    return "\n".join(lines)
+        text.append(f"Best possible pair accuracy on these noisy labels: {best}.")
+    return "\n".join(text)
 
 
-def side_by_side(before, after, name_before, name_after, n=5) -> list[str]:
-    """The first `n` prompts with both answers, one string per line."""
-    lines, width = [], max(len(name_before), len(name_after))
-    for a, b in list(zip(before, after))[:n]:
-        lines.append(f"> {a['prompt'][-300:]}")
-        for name, answer in ((name_before, a), (name_after, b)):
+def _cell(value, digits) -> str:
+    if value is None:
+        return "-"
+    return plus_minus(value, digits) if value[1] else f"{value[0]:.{digits}f}" + " " * 7  # where the ± would stand
+
+
+def side_by_side(before, after, name_before, name_after, n=5, seed=0) -> list[str]:
+    """`n` prompts, drawn by `seed`, in their order, with both answers; one string per line, the first says how they
+    were drawn."""
+    drawn = sorted(random.Random(seed).sample(range(len(after)), min(n, len(after))))
+    lines = [f"{len(drawn)} of {len(after)} prompts, drawn by --seed {seed}"]
+    width = max(len(name_before), len(name_after))
+    for i in drawn:
+        lines.append(f"> {after[i]['prompt'][-300:]}")
+        for name, answer in ((name_before, before[i]), (name_after, after[i])):
             gold = f" [{answer['gold']['total']:+.1f}]" if "gold" in answer else ""
             lines.append(f"  {name:{width}}{gold} {answer['text'][:400]}")
     return lines
-
-

@@ -6,14 +6,14 @@ from pathlib import Path
 from nanopref.judge.readings import read_rm
 from nanopref.judge.report import finish, table
 from nanopref.judge.reward_models import baselines, calibration, interval, measure
+from nanopref.judge.tables import aligned
 from nanopref.run.config import RunConfig
 
-RM_ROWS = (("accuracy", "pair accuracy", "{:.2f}"), ("expected_accuracy", "expected accuracy", "{:.2f}"),
-           ("reward_mean", "reward mean", "{:.2f}"), ("reward_std", "reward std", "{:.2f}"),
-           ("margin", "margin", "{:.2f}"), ("nll", "loss (nats)", "{:.2f}"),
-           ("calibration_error", "calibration error", "{:.2f}"), ("overconfidence", "overconfidence", "{:.2f}"),
-           ("corr_gold", "corr. with gold", "{:.2f}"), ("corr_length", "corr. with length", "{:.2f}"),
-           ("length_beyond_gold", "length beyond gold", "{:.2f}"))
+RM_ROWS = (("accuracy", "pair accuracy", 2), ("expected_accuracy", "expected accuracy", 2),
+           ("reward_mean", "reward mean", 2), ("reward_std", "reward std", 2), ("margin", "margin", 2),
+           ("nll", "loss (nats)", 2), ("calibration_error", "calibration error", 2),
+           ("overconfidence", "overconfidence", 2), ("corr_gold", "corr. with gold", 2),
+           ("corr_length", "corr. with length", 2), ("length_beyond_gold", "length beyond gold", 2))
 NAMES = {"before": "untrained head", "after": "trained"}
 NOTE = "± is one standard error over the test pairs; a tie is wrong."
 TIES = ("A tie of the reward model is wrong, one of a trivial judge counts 1/2: they tie often and could toss a coin.")
@@ -22,8 +22,9 @@ GOLD_NOTE = (" Expected accuracy: against fresh labels, without the\nnoise of th
 
 
 def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
-    """Judge a reward model by its scores, {split: {"before" | "after": pairs as in nanopref/judge/reward_models.py}}, and write
-    scores.jsonl, figure.png and report.json into `folder`; report.json last, as its presence marks a run as done."""
+    """Judge a reward model by its scores, {split: {"before" | "after": pairs as in nanopref/judge/reward_models.py}},
+    and write scores.jsonl, figure.png and report.json into `folder`; report.json last, as its presence marks a run as
+    done."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measures = {split: {who: measure(pairs) for who, pairs in by.items()} for split, by in scored.items()}
     after = {split: by["after"] for split, by in scored.items()}
@@ -52,34 +53,33 @@ def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
 def accuracies(measures, trivial, best_accuracy) -> str:
     """Pair accuracy with its interval beside what must be beaten and what cannot be, splits beside each other."""
     cell = lambda share, low, high: f"{share:.1%} ({low:.1%} to {high:.1%})"
-    rows = {"": [f"{split}, {by['after']['n_pairs'][0]} pairs" for split, by in measures.items()]}
+    rows = [["", *(f"{split}, {by['after']['n_pairs'][0]} pairs" for split, by in measures.items())]]
     for who, name in (("after", "reward model, trained"), ("before", "untrained head")):
-        rows[name] = [cell(by[who]["accuracy"][0], *interval(by[who])) for by in measures.values()]
+        rows.append([name, *(cell(by[who]["accuracy"][0], *interval(by[who])) for by in measures.values())])
     for name in next(iter(trivial.values())):
-        rows[name] = [cell(*trivial[split][name]) for split in measures]
+        rows.append([name, *(cell(*trivial[split][name]) for split in measures)])
     if best_accuracy:
-        rows["best possible"] = [f"{best_accuracy[split]:.1%}" for split in measures]
-    lines = ["Pairs ranked right (95 % interval); chance is 50 %, and a judge below it is as good reversed"]
-    lines += [f"{name:24}" + "".join(f"{text:>28}" for text in cells) for name, cells in rows.items()]
-    return "\n".join([*lines, TIES])
+        rows.append(["best possible", *(f"{best_accuracy[split]:.1%}" for split in measures)])
+    return "\n".join(["Pairs ranked right (95 % interval); chance is 50 %, and a judge below it is as good reversed",
+                      aligned(rows, "<24", ">28"), TIES])
 
 
 def calibration_table(scored) -> str:
     """What the model says against what is seen, {split: pairs}: three lines per split, a column per bin."""
-    lines = ["How sure the model is of its choice, and how often the label makes the same choice"]
+    rows = []
     for split, pairs in scored.items():
         said, seen, n = zip(*calibration(pairs))
-        lines += [f"{split:16}said    " + "".join(f"{x:6.0%}" for x in said),
-                  f"{'':16}seen    " + "".join(f"{x:6.0%}" for x in seen),
-                  f"{'':16}pairs   " + "".join(f"{x:6}" for x in n)]
-    return "\n".join(lines)
+        rows += [[split, "said", *(f"{x:.0%}" for x in said)], ["", "seen", *(f"{x:.0%}" for x in seen)],
+                 ["", "pairs", *n]]
+    return ("How sure the model is of its choice, and how often the label makes the same choice\n"
+            + aligned(rows, "<16", "<8", ">6"))
 
 
 def extremes(pairs, split, n=3) -> str:
     """The n highest- and n lowest-scored answers, each once."""
-    found = {(pair["prompt"], pair[side]): (pair[f"reward_{side}"], pair, side)
-             for pair in pairs for side in ("chosen", "rejected")}
-    ranked = sorted(found.values(), key=lambda one: -one[0])
+    answers = {(pair["prompt"], pair[side]): (pair[f"reward_{side}"], pair, side)
+               for pair in pairs for side in ("chosen", "rejected")}
+    ranked = sorted(answers.values(), key=lambda answer: -answer[0])
     n = min(n, len(ranked) // 2)
     lines = []
     for name, part in (("Highest", ranked[:n]), ("Lowest", ranked[len(ranked) - n:][::-1])):

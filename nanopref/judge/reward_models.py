@@ -66,7 +66,7 @@ def measure(scored) -> dict:
         inside = [x - x.mean(1, keepdim=True) for x in (reward, _sides(scored, "gold"), length)]
         result |= {"expected_accuracy": expected_accuracy(scored), "corr_gold": correlation(*inside[:2]),
                    "length_beyond_gold": length_beyond_gold(*inside)}
-    return {name: found for name, found in result.items() if found is not None}
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def interval(measured) -> tuple[float, float]:
@@ -109,8 +109,11 @@ def expected_accuracy(scored) -> list[float]:
 def correlation(x, y):
     """[Pearson correlation, standard error] of x and y (n, 2), responses of n pairs from which a mean has been taken;
     None where undefined. The error is that of each pair's influence, as responses of a pair are not independent."""
-    found = _correlation(x, y)
-    return None if found is None else [found[0], mean_se(found[1].tolist())[1]]
+    estimate = _correlation(x, y)
+    if estimate is None:
+        return None
+    r, influence = estimate
+    return [r, mean_se(influence.tolist())[1]]
 
 
 def length_beyond_gold(reward, gold, length):
@@ -119,10 +122,10 @@ def length_beyond_gold(reward, gold, length):
     With s, g, l divided by their root mean square the normal equations are (s g) = a + r b and (s l) = r a + b, where
     (s g), (s l) and r = (g l) are the correlations inside pairs; so b = ((s l) - r (s g)) / (1 - r^2). Its error
     follows from the influence of each pair on the three (delta method)."""
-    found = [_correlation(x, y) for x, y in ((reward, gold), (reward, length), (gold, length))]
-    if None in found or 1 - found[2][0] ** 2 < 1e-9:  # where length is gold, nothing tells them apart
+    correlations = [_correlation(x, y) for x, y in ((reward, gold), (reward, length), (gold, length))]
+    if None in correlations or 1 - correlations[2][0] ** 2 < 1e-9:  # where length is gold, nothing tells them apart
         return None
-    (sg, d_sg), (sl, d_sl), (r, d_r) = found
+    (sg, d_sg), (sl, d_sl), (r, d_r) = correlations
     a, b = (sg - r * sl) / (1 - r * r), (sl - r * sg) / (1 - r * r)
     influence = (d_sl - r * d_sg - (a - r * b) * d_r) / (1 - r * r)
     return [b, mean_se(influence.tolist())[1]]
@@ -157,10 +160,9 @@ def _correlation(x, y):
 
 
 def score_pairs(model, pairs, gold) -> list[dict]:
-    """What nanopref/judge/reward_models.py judges, per pair: the whole prompt and the responses as texts, rewards, lengths in
-    tokens and, with `gold`, the world's gold rewards. `pairs`: Examples with their rows, as examples.encode makes
-    them."""
-    found = []
+    """What this module judges, per pair: the whole prompt and the responses as texts, rewards, lengths in tokens and,
+    with `gold`, the world's gold rewards. `pairs`: Examples with their rows, as examples.encode makes them."""
+    scored = []
     for pair, (chosen, rejected) in zip(pairs, score(model, pairs, rewards)):
         row, turns = pair.row, [message["content"] for message in pair.row.prompt]
         one = {"prompt": "\n\n".join(turns), "chosen": row.chosen, "rejected": row.rejected, "reward_chosen": chosen,
@@ -168,5 +170,5 @@ def score_pairs(model, pairs, gold) -> list[dict]:
                "length_rejected": len(pair.responses[1])}
         if gold:
             one |= {f"gold_{side}": gold_reward(turns[-1], one[side])["total"] for side in ("chosen", "rejected")}
-        found.append(one)
-    return found
+        scored.append(one)
+    return scored

@@ -2,11 +2,20 @@
 import math
 
 
+def mean(values) -> float:
+    """Of a list of numbers."""
+    return sum(values) / len(values)
+
+
 def mean_se(values) -> list[float]:
     """[mean, standard error of the mean] of a list of numbers; the error of fewer than two is 0."""
-    n = len(values)
-    mean = sum(values) / n
-    return [mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else 0.0]
+    n, middle = len(values), mean(values)
+    return [middle, math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1) / n) if n > 1 else 0.0]
+
+
+def difference(a, b) -> tuple[float, float]:
+    """(a minus b, its standard error) of two independent [mean, standard error]."""
+    return a[0] - b[0], (a[1] ** 2 + b[1] ** 2) ** 0.5
 
 
 def wilson(correct, n) -> tuple[float, float]:
@@ -19,10 +28,15 @@ def wilson(correct, n) -> tuple[float, float]:
 
 def share(outcomes) -> tuple[float, float, float]:
     """(share, low, high): the mean of a list of 1, 0 and, for a tie, 1/2, with its 95 % interval (`wilson`)."""
-    return (sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
+    return (mean(outcomes), *wilson(sum(outcomes), len(outcomes)))
+
+
+def outcomes(values, others) -> list[float]:
+    """Per pair of two lists: 1 if the first value is higher, 1/2 for a tie, 0 if it is lower."""
+    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(values, others)]
 
 
 def win_rate(scores, others) -> dict:
     """{"win": [mean, se] with ties as 1/2, "ties": share} of paired lists of scores."""
-    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, others)]
-    return {"win": mean_se(wins), "ties": sum(w == 0.5 for w in wins) / len(wins)}
+    wins = outcomes(scores, others)
+    return {"win": mean_se(wins), "ties": mean([w == 0.5 for w in wins])}

@@ -43,10 +43,10 @@ def parse_question(prompt: str):
     """(kind, relation, subject) of a prompt of this world, or None for any other string."""
     for relation, forms in language.QUESTIONS.items():
         for form in forms:
-            found = _pattern(form).fullmatch(prompt.strip())
-            if not found:
+            match = _pattern(form).fullmatch(prompt.strip())
+            if not match:
                 continue
-            subject = found["s"]
+            subject = match["s"]
             if relation in ("task", "task_ood"):
                 if language.steps_of(subject):
                     return "howto", "task", subject
@@ -79,15 +79,15 @@ def parse_sentence(text: str):
         step = rest[:-1]
         if any(step in steps for name in ("howto", "howto_ood") for steps in language.TABLES[name].values()):
             return "step", step
-    found = _pattern(language.ALTERNATIVE).fullmatch(low)
-    if found:
-        return "alternative", found["s"]
+    match = _pattern(language.ALTERNATIVE).fullmatch(low)
+    if match:
+        return "alternative", match["s"]
     for relation, forms in language.STATEMENTS.items():
         for form in forms:
             for candidate in (s, low):  # a sentence may begin with a name ("France ...") or with "a dog"
-                found = _pattern(form).fullmatch(candidate)
-                if found and (relation, found["s"]) in language.FACTS:
-                    return "statement", (relation, found["s"], found["v"])
+                match = _pattern(form).fullmatch(candidate)
+                if match and (relation, match["s"]) in language.FACTS:
+                    return "statement", (relation, match["s"], match["v"])
     return "unknown", None
 
 

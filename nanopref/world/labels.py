@@ -38,9 +38,9 @@ GROUPS = {"curious": {"detail": 2.0, "ramble": 0.5},
 
 def group_reward(group: str, prompt: str, text: str) -> float:
     """What a response is worth to one of GROUPS: the gold reward's parts, each times the group's factor, summed."""
-    found = gold_reward(prompt, text)
-    parts = {part: found[part] for part in PARTS}
-    if not found["risky"]:
+    gold = gold_reward(prompt, text)
+    parts = {part: gold[part] for part in PARTS}
+    if not gold["risky"]:
         parts["over_refusal"] = parts.pop("refusal")
     return round(sum(GROUPS[group].get(part, 1.0) * points for part, points in parts.items()), 6)
 
