@@ -50,7 +50,7 @@ SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--r
          "nanopref.findings.acceptance": ["--seeds", "1", "--losses", "dpo", "--rows", "64", "--prompts", "6"],
          "nanopref.bench": ["--rounds", "1", "--parts", "start"], "nanopref.bench.growth": ["--quick"]}
 HH, SMOLLM2 = "hh-rlhf-harmless-base-test.jsonl.gz", "SmolLM2-135M-Instruct"
-HH_FILE, BASE = ROOT.parent / "shared" / "data" / HH, str(ROOT / "data" / "base")
+HH_FILE = ROOT.parent / "shared" / "data" / HH
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +74,16 @@ def test_the_two_commands_at_the_top_stand_alone():
 
 @pytest.mark.parametrize("command, path", COMMANDS[2:],
                          ids=[f"{path.parent.name}: {command}" for command, path in COMMANDS[2:]])
-def test_command_runs(command, path, run_of, shared_runs, pairs, monkeypatch):
+def test_command_runs(command, path, run_of, shared_runs, pairs, start, monkeypatch):
     words = shlex.split(command)
     assert words[0] == "python", f"{path}: a README shows only commands that this test can run"
     if HH in words and not HH_FILE.exists():
         pytest.skip(f"needs {HH}, which is not part of this repository")
     if HH in words or "my.jsonl" in words:  # a model of the file's own takes minutes; SmolLM2 is no part of this repository
-        words = [{HH: str(HH_FILE), "my.jsonl": str(pairs), SMOLLM2: BASE, "base": BASE}.get(word, word) for word in words]
-        words += [] if "--model" in words else ["--model", BASE]
+        model = str(start) if "my.jsonl" in words else str(ROOT / "data" / "base")
+        words = [{HH: str(HH_FILE), "my.jsonl": str(pairs), SMOLLM2: model, "base": model}.get(word, word) for word in words]
+        words += [] if "--model" in words else ["--model", model]
+        words += ["--max-length", "128"] if model == str(start) and "train_po.py" in words else []  # its whole context
     words = [re.sub(r"runs/world/(\w+)-seed0-\w{6}", lambda shown: str(run_of(shown[1])), word) for word in words]
     small = next((small for script, small in SMALL.items() if script in words), None)
     if small is not None and "--help" not in words:
@@ -154,13 +156,13 @@ def test_the_loss_of_the_readme_passes_what_every_loss_must(check, with_slic):
     check(with_slic, "slic")
 
 
-def test_the_loss_of_the_readme_is_in_the_house_style_and_trains(with_slic, monkeypatch, pairs, tmp_path):
+def test_the_loss_of_the_readme_is_in_the_house_style_and_trains(with_slic, monkeypatch, pairs, start, tmp_path):
     """Its docstring, signatures and registry line agree, its knobs become options, and it passes the step-0 check."""
     monkeypatch.setitem(losses.LOSSES, "slic", with_slic.LOSSES["slic"])
     test_losses.test_registry_line_docstring_and_signatures_agree("slic")
     test_losses.test_unequal_shapes_are_refused("slic")
-    config = parse(["--loss", "slic", "--delta", "2", "--data", str(pairs), "--model", BASE, "--prompts", "2",
-                    "--out", str(tmp_path)])
+    config = parse(["--loss", "slic", "--delta", "2", "--data", str(pairs), "--model", str(start), "--prompts", "2",
+                    "--max-length", "128", "--out", str(tmp_path)])
     assert config.knobs == {"delta": 2.0, "lam": 0.1}
     assert (train_po.train(config) / "report.json").exists()
 
