@@ -8,7 +8,12 @@
     plots.py          the figure of a policy's run
     plots_rm.py       the figure of a reward model
     readings.py       a run in words: what moved, whether that is normal, what to try
+    tables.py         how every table is printed
     judges.py         gold reward, reward model and language model behind one interface (a command)
-    look.py           pictures of a preference data set before anybody trains on it (a command)
-    compare.py        two policies in pictures, before two reward models (a command)
+    judging.py        that command: all judges on the same pairs, and how far each can be trusted
+    look.py           a preference data set in words and pictures before anybody trains on it (a command)
+    data_set.py       its numbers: lengths, words of each side, hidden states
+    plots_data.py     its figure
+    compare.py        two policies before two reward models (a command)
+    plots_compare.py  its figure
 """
