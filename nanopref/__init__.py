@@ -1,1 +1,25 @@
-"""nanopref: preference alignment from scratch, small enough to read in an afternoon."""
+"""nanopref: preference alignment from scratch, small enough to read in an afternoon.
+
+Read these, in this order; everything else may wait until you need it.
+
+    model.py    the transformer: Llama and Qwen2, with Hugging Face's parameter names
+    text.py     text to token ids and back; chat turns by the model's own template
+    batch.py    a prompt and its responses in one packed layout; the only shift, mask and gather
+    losses.py   every preference loss, its gradient under it, the registry at the bottom
+    reward.py   the Bradley-Terry reward model: its loss and options, and where a response gets its reward
+    sample.py   sampling with a key-value cache
+
+Then train_po.py and train_rm.py beside this folder, each from top to bottom. What else is here:
+
+    rl.py       what PPO adds to the policy gradient: advantages, the clipped surrogate, KL estimates (for the notebooks)
+    errors.py   UserError: an error you can fix
+    data/       your files: formats, rows, token ids, models and data by name
+    world/      the embedded world whose true reward is known, and one so small that every expectation is a sum
+    run/        what a run is made of: command line, configuration, checkpoints, checks, memory, several processes
+    judge/      what tells whether a run has got better: measures, reports, figures, judges
+    findings/   what was measured with all this, a file per question
+    bench/      how fast it is
+
+Imports go one way: errors -> model, text, losses -> batch, sample -> reward, rl -> world -> data -> run -> judge ->
+the two scripts -> findings, bench.
+"""

@@ -1,0 +1,14 @@
+"""What a run is made of, from its command line to its folder. What users need to know is in README.md here.
+
+    config.py       what one run is, fully resolved, and the folder it lives in
+    cli.py          the two command lines, and how a command ends in one line where something is wrong
+    dataset.py      which rows a run trains on and which it is tested on
+    training.py     what both loops share: learning rate, optimiser, checkpoints, giving up
+    reference.py    the reference's log-probs, computed once and kept
+    checks.py       the step-0 check: a wrong reference, precision or gradient stops the run before it costs anything
+    metrics.py      what one line of metrics.jsonl holds
+    memory.py       memory of a step, estimated before and measured after
+    checkpoint.py   model folders in Hugging Face's layout, and the state that --resume reads
+    hf_config.py    config.json, to and from our Config
+    distributed.py  what several processes do together under torchrun
+"""
