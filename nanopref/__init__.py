@@ -11,7 +11,7 @@ Read these, in this order; everything else may wait until you need it.
 
 Then train_po.py and train_rm.py beside this folder, each from top to bottom. What else is here:
 
-    rl.py       what PPO adds to the policy gradient: advantages, the clipped surrogate, KL estimates (for the notebooks)
+    rl.py       what PPO adds to the policy gradient: advantages, the clipped surrogate, KL estimates (for notebooks)
     errors.py   UserError: an error you can fix
     data/       your files: formats, rows, token ids, models and data by name
     world/      the embedded world whose true reward is known, and one so small that every expectation is a sum
@@ -19,6 +19,10 @@ Then train_po.py and train_rm.py beside this folder, each from top to bottom. Wh
     judge/      what tells whether a run has got better: measures, reports, figures, judges
     findings/   what was measured with all this, a file per question
     bench/      how fast it is
+
+Docstrings name the texts that all this follows: the course report (on reward models and DPO), the slides (RLHF, RLAIF,
+DPO, ORPO), the blog post (DPO), the guide (to human-preference alignment) and arXiv:2407.15229 (*PO in practice);
+notebooks/README.md, which has the equations of each, numbers them 000 to 004.
 
 Imports go one way: errors -> model, text, losses -> batch, sample -> reward, rl -> world -> data -> run -> judge ->
 the two scripts -> findings, bench.

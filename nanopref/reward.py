@@ -43,15 +43,15 @@ def check_head(num_labels, groups, length_rule) -> None:
 
 
 def bradley_terry(chosen, rejected, margin=0.0, center=0.0):
-    """The negative log-likelihood of the labels (documents 001 and 003; Ouyang et al. 2022, eq. 1), with two additions
+    """The negative log-likelihood of the labels (slides, guide; Ouyang et al. 2022, eq. 1), with two additions
     that are 0 unless asked for.
 
     loss = -log sigmoid(r_w - r_l - margin) + center (r_w + r_l)^2
 
     chosen, rejected: rewards (B,). margin, a number or (B,): how far apart the two must be to count as ranked right
-    (Touvron et al. 2023, Llama 2, eq. 2). center, per squared reward: a pull of each pair's mean to 0, the origin that the
-    labels leave open (Eisenstein et al. 2023). Returns (B,) nats per pair; log 2 where the two rewards are equal (and
-    margin and center 0)."""
+    (Touvron et al. 2023, Llama 2, eq. 2). center, per squared reward: a pull of each pair's mean to 0, the origin that
+    the labels leave open (Eisenstein et al. 2023). Returns (B,) nats per pair; log 2 where the two rewards are equal
+    (and margin and center 0)."""
     return -F.logsigmoid(chosen - rejected - margin) + center * (chosen + rejected) ** 2
 
 
@@ -71,7 +71,7 @@ def ranked_pairs(ranked):
 
 
 def ranking(ranked, margins=0.0, center=0.0):
-    """InstructGPT's loss of a ranking of K responses (Ouyang et al. 2022, eq. 1; document 003): Bradley-Terry over all
+    """InstructGPT's loss of a ranking of K responses (Ouyang et al. 2022, eq. 1; guide): Bradley-Terry over all
     K (K - 1) / 2 pairs of one prompt, averaged, so that a prompt counts once however many responses it has.
 
     ranked: rewards (B, K), K >= 2, the best response first, no ties; ValueError for another shape. margins: a number or
@@ -109,7 +109,7 @@ def batch_loss(reward, batch: Batch, margin=0.0, center=0.0):
 
 
 def length_normalised(reward, length, alpha):
-    """r / (alpha + len) (document 000, section 2.3, question 3): reward (B,), length (B,) tokens, alpha in tokens.
+    """r / (alpha + len) (course report, section 2.3, question 3): reward (B,), length (B,) tokens, alpha in tokens.
 
     Meant against long answers; but dividing a NEGATIVE reward makes it larger, so among answers below 0 length pays;
     and which answers those are is an accident, as a reward has no origin. The penalty below does not need one."""
@@ -119,7 +119,7 @@ def length_normalised(reward, length, alpha):
 def length_penalised(reward, length, lam, target):
     """r - lam |len - target|: lam in reward per token, target in tokens.
 
-    Document 000 (section 2.3, question 3) adds the term to the loss of the reward model instead. There it changes
+    The course report (section 2.3, question 3) adds the term to the loss of the reward model instead. There it changes
     nothing, as it does not depend on the parameters."""
     return reward - lam * (length - target).abs()
 

@@ -1,14 +1,14 @@
 """What PPO adds to the policy gradient, as plain functions: advantages, the clipped surrogate, KL estimates.
 
 Time t counts the tokens of a response; the state is the prompt and the tokens so far, the action is the next token.
-Source: document 003, section RLHF, and the papers named at each function. Gradients by hand stand under their function.
+Source: the guide, section RLHF, and the papers named at each function. Gradients by hand stand under their function.
 """
 import torch
 from torch import Tensor
 
 
 def sequence_reward(reward: Tensor, logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
-    """r(x, y) - beta (log pi(y|x) - log pi_ref(y|x)), (B,): what RLHF maximises in expectation (document 003).
+    """r(x, y) - beta (log pi(y|x) - log pi_ref(y|x)), (B,): what RLHF maximises in expectation (guide).
 
     All (B,); log-probs in nats, summed over the response; beta in reward per nat. The policy gradient takes it as a
     constant: differentiating the -beta log pi in it would add -beta E[grad log pi] = 0."""
@@ -34,7 +34,7 @@ def gae(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) 
 
 
 def clipped_surrogate(logp: Tensor, old_logp: Tensor, advantage: Tensor, epsilon: float = 0.2) -> Tensor:
-    """PPO's objective, to be MAXIMISED (Schulman et al. 2017, arXiv:1707.06347, eq. 7; document 003 calls it a loss).
+    """PPO's objective, to be MAXIMISED (Schulman et al. 2017, arXiv:1707.06347, eq. 7; the guide calls it a loss).
 
     min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A),   rho = pi(a|s) / pi_old(a|s)
     All (N,), per token; logp in nats, old_logp and advantage without gradient. Returns (N,)."""
@@ -51,7 +51,7 @@ def d_clipped_surrogate(logp: Tensor, old_logp: Tensor, advantage: Tensor, epsil
 
 
 def ppo_ptx(objective: Tensor, pretrain_logp: Tensor, gamma: float) -> Tensor:
-    """objective + gamma E[log pi(x)] over pretraining text (Ouyang et al. 2022, eq. 2; document 001), to be MAXIMISED.
+    """objective + gamma E[log pi(x)] over pretraining text (Ouyang et al. 2022, eq. 2; slides), to be MAXIMISED.
 
     objective: (N,), its mean is taken; pretrain_logp: (B,) nats, summed over each text."""
     return objective.mean() + gamma * pretrain_logp.mean()

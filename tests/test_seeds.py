@@ -57,7 +57,7 @@ def test_what_would_be_taken_for_something_else_is_refused(monkeypatch, capsys):
     """--seed is no --seeds; and a seed or loss for all of acceptance's runs would make one run of many."""
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a run was started"))
     for name, given in (("accuracy", ["--seed", "1"]), ("real_data", ["FILE", "--seed", "1"]),
-                        ("acceptance", ["--seed", "1"]), ("acceptance", ["--loss=dpo"])):
+                        ("acceptance", ["--seed", "1"]), ("acceptance", ["--loss=dpo"]), ("acceptance", ["--model", "base"])):
         with pytest.raises(SystemExit) as stop:
             COMMANDS[name](given)
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -55,7 +55,7 @@ def encode(tokenizer, rows: list[Row], loss_inputs, max_length: int, seed: int =
 
 def length_balanced(examples: list[Example], seed: int) -> list[Example]:
     """As many pairs whose chosen response is the longer one as pairs whose rejected response is, among pairs that
-    differ about as much in length (document 000, section 2.3, question 3: take fewer of what is frequent, more of what
+    differ about as much in length (course report, section 2.3, question 3: take fewer of what is frequent, more of what
     is rare).
 
     The pairs are sorted by how much their two lengths differ and cut into ten parts. Within a part of n pairs each

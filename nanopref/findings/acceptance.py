@@ -26,11 +26,11 @@ def main(argv=None) -> None:
     p.add_argument("--out", default="runs", help="where runs are kept (default: runs)")
     p.add_argument("--jobs", type=positive, default=2, help="seeds trained at a time, one thread each (default: 2)")
     args, flags = p.parse_known_args(argv)
-    if any(flag.partition("=")[0] in ("--seed", "--loss") for flag in flags):
-        p.error("--seed and --loss are what the table runs over: give --seeds N, --losses LOSS ...")
-    runs = [(seed, loss) for seed in range(args.seeds) for loss in ("sft", *args.losses)]
-    folders = train_all([("train_po.py", ["--loss", loss, "--seed", seed, "--out", args.out,
-                                          *(flags if loss != "sft" else [])]) for seed, loss in runs], args.jobs)
+    if any(flag.partition("=")[0] in ("--seed", "--loss", "--model") for flag in flags):
+        p.error("--seed and --loss are what the table runs over, from the SFT model: give --seeds N, --losses LOSS ...")
+    runs = [(seed, loss) for seed in range(args.seeds) for loss in args.losses]
+    folders = train_all([("train_po.py", ["--loss", loss, "--seed", seed, "--out", args.out, *flags])
+                         for seed, loss in runs], args.jobs)
     by_seed = [{} for _ in range(args.seeds)]
     for (seed, loss), folder in zip(runs, folders):
         by_seed[seed][loss] = json.loads((folder / "report.json").read_text())
@@ -39,13 +39,13 @@ def main(argv=None) -> None:
           "seed.\n")
     for split in ("test_id", "test_ood"):
         print(table(split, by_seed, args.losses) + "\n")
-    print("\n".join(wanted(by_seed)))
+    print("\n".join(wanted([reports[args.losses[0]]["measures"]["test_id"]["start"] for reports in by_seed])))
 
 
 def table(split, by_seed, losses) -> str:
     """A loss a line; `by_seed`: {loss: report.json} of every seed."""
     over = lambda measures, key: over_seeds([of[key][0] for of in measures])
-    sft = [reports["sft"]["measures"][split]["policy"] for reports in by_seed]
+    sft = [reports[losses[0]]["measures"][split]["start"] for reports in by_seed]  # the same of all losses
     rows = [[split, "gold score", "gain", "z", "win vs SFT", "win vs chosen", "KL (nats)", "tokens", "over-refusal"],
             ["SFT", over(sft, "score"), "-", "-", "-", over(sft, "win_vs_chosen"), "-", over(sft, "length"),
              over(sft, "over_refusal")]]
@@ -59,11 +59,10 @@ def table(split, by_seed, losses) -> str:
     return aligned(rows, "<10", ">14", ">15", ">6", ">15")
 
 
-def wanted(by_seed) -> list[str]:
+def wanted(sft) -> list[str]:
     """What the world must offer, so that the table can mean something: SFT models that speak well and can still get
-    better, and labels that like length."""
-    sft = [reports["sft"]["measures"]["test_id"]["policy"] for reports in by_seed]
-    rows = [row for seed in range(len(by_seed)) for row in labels.pairs("train", labels.SIZES["train"], seed)]
+    better (`sft`: every seed's measures on test_id), and labels that like length."""
+    rows = [row for seed in range(len(sft)) for row in labels.pairs("train", labels.SIZES["train"], seed)]
     by_writer = {w.name: mean([row[f"gold_{i}"] for row in rows for i in (1, 2) if row[f"writer_{i}"] == w.name])
                  for w in writers.WRITERS}
     best = max(by_writer, key=by_writer.get)

@@ -3,10 +3,10 @@
     python -m nanopref.findings.accuracy               # 3 seeds, 15 reward models: about 20 minutes on two CPU cores
     python -m nanopref.findings.accuracy --rows 640    # a quick look
 
-Document 000 (section 2.1) finds 0.57 for an untrained head, 0.70 for a trained one with a batch of 4, and 0.79 with 16;
-with 16 and two epochs, and for the first steps of 32, it has words and no numbers. It keeps the same peak learning rate
-throughout, as here. On the embedded world the labels' noise is known, and with it the best accuracy that any judge can
-have. The ± of the untrained head is over one random head a seed, too few to show how much heads differ:
+The course report (section 2.1) finds 0.57 for an untrained head, 0.70 for a trained one with a batch of 4, and 0.79
+with 16; with 16 and two epochs, and for the first steps of 32, it has words and no numbers. It keeps the same peak
+learning rate throughout, as here. On the embedded world the labels' noise is known, and with it the best accuracy that
+any judge can have. The ± of the untrained head is over one random head a seed, too few to show how much heads differ:
 nanopref/findings/two_by_two.py draws 30.
 """
 from pathlib import Path
@@ -46,7 +46,7 @@ def untrained(start: Path, seed: int, tests: dict) -> dict:
 
 
 def table(measures: dict, best: dict) -> str:
-    """Every setting in numbers, then document 000's claims: differences between settings, seed by seed."""
+    """Every setting in numbers, then the course report's claims: differences between settings, seed by seed."""
     lines = [f"Accuracy on {N_TEST:,} pairs, mean ± standard deviation over {len(measures[UNTRAINED])} seeds. "
              "'expected': against the probabilities\nthat the labels are drawn from, free of their noise. Best "
              "possible: " + ", ".join(f"{split} {value:.3f}" for split, value in best.items()) + ".\n"]

@@ -3,9 +3,9 @@
     python -m nanopref.findings.options               # 3 seeds, 24 reward models: a quarter of an hour on two CPU cores
     python -m nanopref.findings.options --rows 640    # a quick look
 
-Length bias is measured inside pairs (document 000, section 2.3, question 3, names three remedies and measures none):
-the differences chosen - rejected of score, gold reward and length, each divided by its root mean square, and least
-squares score = a gold + b length. b is the effect of length beyond quality; 0 for the gold reward itself.
+Length bias is measured inside pairs (the course report, section 2.3, question 3, names three remedies and measures
+none): the differences chosen - rejected of score, gold reward and length, each divided by its root mean square, and
+least squares score = a gold + b length. b is the effect of length beyond quality; 0 for the gold reward itself.
 
 `margin 0.5` is given more than labels: the gold scores of both responses. `ranking 4` learns from as many responses as
 the others from pairs, so from half as many prompts in half as many steps. A rule about length acts twice, in training

@@ -3,8 +3,8 @@
     python -m nanopref.findings.overfit               # 3 seeds, 15 reward models: about ten minutes on two CPU cores
     python -m nanopref.findings.overfit --rows 300    # a quick look
 
-500 pairs, 1 to 16 passes over them. Document 000 (section 2.3, question 2) warns of both ends: a model that learns the
-data set by heart, and scores that run to the extremes. Since about one label in five contradicts the gold reward, a
+500 pairs, 1 to 16 passes over them. The course report (section 2.3, question 2) warns of both ends: a model that learns
+the data set by heart, and scores that run to the extremes. Since about one label in five contradicts the gold reward, a
 model that ranks more than four in five TRAINING pairs right has begun to learn noise.
 """
 import json

@@ -1,4 +1,4 @@
-"""Which reward model serves annotators who disagree? (document 000, section 2.3, question 4)
+"""Which reward model serves annotators who disagree? (course report, section 2.3, question 4)
 
     python -m nanopref.findings.pluralism                          # 3 seeds, six models each: half an hour on two cores
     python -m nanopref.findings.pluralism --seeds 1 --rows 300     # a quick look; --rows counts per group

@@ -1,4 +1,4 @@
-"""The same run over several seeds: what every table of mean ± spread in the README is made with."""
+"""The same run over several seeds: what every table of mean ± spread is made with."""
 import argparse
 import os
 import statistics

@@ -1,10 +1,10 @@
-"""Does each judge favour the policy trained on its own preferences? (document 000, section 3.2, figures 9 and 10)
+"""Does each judge favour the policy trained on its own preferences? (course report, section 3.2, figures 9 and 10)
 
     python -m nanopref.findings.two_by_two                      # 3 seeds: 21 runs, those of other findings reused
     python -m nanopref.findings.two_by_two --rows 64 --prompts 6 # a quick look
 
-1. As in 000: a DPO policy and its SFT start, judged by a trained reward model and by an untrained head on the SFT
-   trunk. 000 finds that the untrained one favours the start, and explains it by familiarity. But a random head w and
+1. As in the report: a DPO policy and its SFT start, judged by a trained reward model and by an untrained head on the
+   SFT trunk. It finds that the untrained one favours the start, and explains it by familiarity. But a random head w and
    -w are equally likely and give opposite answers, so one of them says nothing: here HEADS are drawn per seed.
 2. Two preference systems: the annotator groups "curious" and "hurried" of nanopref/world/. A DPO policy and a reward
    model per group, each from 3,000 pairs with the group's labels; both policies are judged by both reward models and
@@ -90,7 +90,7 @@ def row(name: str, *comparisons) -> list[str]:
 
 
 def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
-    """000's judges, the random heads and the two preference systems; judges as {name: against(...) of every seed}."""
+    """The report's judges, the random heads, the two preference systems; judges: {name: against(...) of every seed}."""
     from nanopref.judge.plots import CHOSEN, POLICY, REJECTED, START, plt, save
     fig, axes = plt.subplots(1, 3, figsize=(14.5, 3.9), layout="constrained")
     colours = ("black", POLICY, START), ("tab:blue", "tab:cyan", "tab:red", "tab:orange")
@@ -101,7 +101,7 @@ def figure(firsts: dict, heads: list, groups: dict, out: str) -> None:
                 ax.plot(told["win"][0], y + 0.15 * i, "o", color=colour)
         ax.set_yticks(range(len(by_judge)), by_judge)
         ax.invert_yaxis()
-    axes[0].set(title="000's two judges and the truth", xlabel="share of prompts DPO wins against its start")
+    axes[0].set(title="the report's two judges and the truth", xlabel="share of prompts DPO wins against its start")
     axes[2].set(title="two preference systems", xlabel="share of prompts curious DPO wins against hurried")
     sides = [[told["win"][0] for told in heads if told["favours"] == side] for side in (1, None, 0)]
     axes[1].hist(sides, bins=20, range=(0, 1), stacked=True, color=(REJECTED, "0.75", CHOSEN),

@@ -1,16 +1,16 @@
-"""Two policies in pictures, and the 2 x 2 of document 000 (section 3.2): two reward models judge two policies.
+"""Two policies in pictures, and the 2 x 2 of the course report (section 3.2): two reward models judge two policies.
 
     python -m nanopref.judge.compare runs/world/dpo-seed0-1a2b3c                 # against its own start: lengths, gold
-    python -m nanopref.judge.compare DPO_RUN --judges RM_RUN untrained:SFT_RUN   # 000's two judges
+    python -m nanopref.judge.compare DPO_RUN --judges RM_RUN untrained:SFT_RUN   # the report's two judges
     python -m nanopref.judge.compare RUN_A RUN_B --judges RM_A RM_B              # two preference systems
 
 A run is a folder of train_po.py; the answers in its answers.jsonl are matched by prompt. A judge is one of
-nanopref/judge/judges.py that scores single answers: a reward model's run or model folder, untrained:DIR (000's second
-reward model) or lm-score:DIR. The first belongs to policy A, the second to policy B: does each favour its own?
+nanopref/judge/judges.py that scores single answers: a reward model's run or model folder, untrained:DIR (the report's
+second reward model) or lm-score:DIR. The first belongs to policy A, the second to policy B: does each favour its own?
 
 A reward has neither unit nor origin. A judge's mean compares two policies, never two judges: that one judge's scores
-are all lower, which 000 reads as "stricter", says nothing. So differences are taken per prompt and divided by the
-standard deviation of that judge's own scores; only these can stand beside another judge's.
+are all lower, which the report reads as "stricter", says nothing. So differences are taken per prompt and divided by
+the standard deviation of that judge's own scores; only these can stand beside another judge's.
 """
 import argparse
 import json

@@ -29,7 +29,7 @@ from nanopref.text import decode, encode_prompt, encode_response, truncate
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
 
-# Our words in the shape of Lee et al. 2023 (RLAIF, arXiv:2309.00267; document 001): a role, what makes an answer good,
+# Our words in the shape of Lee et al. 2023 (RLAIF, arXiv:2309.00267; slides): a role, what makes an answer good,
 # the conversation, the answers, what to reply.
 ROLE = """You are an expert judge of answers. A good answer is true, helpful and polite, and refuses to help with what \
 does harm.

@@ -1,6 +1,6 @@
-"""Judging a policy: document 004's five measures (section 5), each defined once, and a few that explain them.
+"""Judging a policy: the five measures of arXiv:2407.15229 (section 5), each defined once, and a few that explain them.
 
-Every measure is a mean over test prompts with its standard error. Answers are sampled as in document 004: temperature
+Every measure is a mean over test prompts with its standard error. Answers are sampled as there: temperature
 0.7, top-p 0.95, at most 256 tokens.
 
     score          gold reward of the answer

@@ -33,7 +33,7 @@ def measure(scored) -> dict:
     """The measures of one reward model on one test set, {name: [value, standard error, or 0 where none is known]}:
 
     n_pairs             how many pairs there are
-    accuracy            share whose chosen response has the higher reward; a tie is wrong (as in document 000)
+    accuracy            share whose chosen response has the higher reward; a tie is wrong (as in the course report)
     reward_mean         over all responses, chosen and rejected
     reward_std          of the same
     margin              mean of chosen minus rejected

@@ -34,7 +34,7 @@ REWARD_HELP = {
     "length_penalty": ("LAM", "reward r - LAM |length - L0|, in training and ever after; LAM in reward per token, "
                        "L0 the mean training length. Measured at 0.03: the head learns its way around it, length bias "
                        "b = 0.22 against 0.21 without (default: 0)"),
-    "length_alpha": ("A", "reward r (A + L0) / (A + length), document 000's division by length, in training and "
+    "length_alpha": ("A", "reward r (A + L0) / (A + length), the course report's division by length, in training and "
                      "ever after; A in tokens. Measured at 25: as little, b = 0.23 (default: no division)"),
     "balance_length": (None, "draw the training pairs again, so that among pairs that differ about as much in "
                        "length the longer response is chosen as often as the shorter one. Measured: over-corrects, "

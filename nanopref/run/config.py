@@ -30,7 +30,7 @@ STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
           "po": dict(lr=3e-5, epochs=1, batch_size=32),
           "rm": dict(lr=3e-4, epochs=1, batch_size=32)}
 # The same for a pretrained model (--model DIR): hundreds of times larger, so a step must be smaller. Batch and epochs
-# are document 000's.
+# are the course report's.
 PRETRAINED = {"sft": dict(lr=1e-5, epochs=1, batch_size=16),
               "po": dict(lr=1e-5, epochs=1, batch_size=16),
               "rm": dict(lr=3e-5, epochs=1, batch_size=16)}

@@ -1,9 +1,9 @@
 """What a training step needs in memory: an estimate before the run, the measured peak after it.
 
 Training keeps float32 master weights (4 bytes a parameter), gradients (4) and AdamW's two moments (8): 16 bytes a
-parameter, 8 GB for 0.5 B. bf16 is used for the matrix products only (autocast): a bf16 weight has 8 significant bits, so
-an update of less than 1/512 of a weight would round to nothing, and at the learning rates of preference training nearly
-all of them are.
+parameter, 8 GB for 0.5 B. bf16 is used for the matrix products only (autocast): a bf16 weight has 8 significant bits,
+so an update of less than 1/512 of a weight would round to nothing, and at the learning rates of preference training
+nearly all of them are.
 """
 import sys
 
@@ -38,8 +38,8 @@ def estimate(model, examples, micro_batch: int, forward, autocast) -> dict:
 
     What is kept for backward is measured on the longest and the shortest example, and drawn on as a straight line in
     the number of tokens to the longest micro-batch possible. (The line does not start at 0: bf16 copies of the weights
-    are kept once.) So it holds for any precision and for gradient checkpointing. What an allocator keeps of freed blocks
-    comes on top.
+    are kept once.) So it holds for any precision and for gradient checkpointing. What an allocator keeps of freed
+    blocks comes on top.
     """
     by_length = sorted(examples, key=lambda e: -e.n_tokens)
     first, last, longest = by_length[0], by_length[-1], collate(by_length[:micro_batch])

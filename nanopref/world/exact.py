@@ -64,7 +64,7 @@ def world(seed: int = 0) -> World:
     return World(reward, logps(transformer(seed)).detach())
 
 
-# ---- the RLHF objective and its optimum (documents 001 (5)-(11), 002, 003) -----------------------------------------
+# ---- the RLHF objective and its optimum (slides (5)-(11), blog post, guide) --------------------------------------------
 
 def expect(logp: Tensor, value: Tensor) -> Tensor:
     """E_{y ~ pi}[value(x, y)] per prompt, (X,)."""
@@ -156,7 +156,7 @@ def learnt(loss, world: World, weight: Tensor, steps: int = 1000) -> Tensor:
     return tabular(minimise(value, world.ref_logp, steps))
 
 
-# ---- the policy gradient (document 001; E[grad log pi * A] and how noisy one sample of it is) ----------------------
+# ---- the policy gradient (slides; E[grad log pi * A] and how noisy one sample of it is) ----------------------
 
 def score_functions(logp: Tensor, parameters) -> Tensor:
     """grad log pi(y|x) of every response, (X, Y, P), by one backward pass each; P numbers in all `parameters`."""

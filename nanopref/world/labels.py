@@ -18,7 +18,7 @@ TEMPERATURE = 1.0  # P(response 1 preferred) = sigmoid((gold_1 - gold_2) / TEMPE
 
 
 def preference_probability(gold_1: float, gold_2: float) -> float:
-    """P(response 1 is preferred): Bradley and Terry's sigmoid of the reward difference, document 001 (1)-(4)."""
+    """P(response 1 is preferred): Bradley and Terry's sigmoid of the reward difference, slides (1)-(4)."""
     return 1 / (1 + math.exp((gold_2 - gold_1) / TEMPERATURE))
 
 
@@ -79,8 +79,8 @@ def pairs(split: str, n: int, seed: int, group: str | None = None) -> list[dict]
 
 def rankings(split: str, n: int, k: int, seed: int) -> list[dict]:
     """n prompts with k different responses each, ranked as a labeller would rank them: by gold reward plus Gumbel noise
-    (Plackett-Luce, whose every pair is a Bradley-Terry label at TEMPERATURE 1). {"prompt", "ranked" (best first), "scores"
-    (gold)}."""
+    (Plackett-Luce, whose every pair is a Bradley-Terry label at TEMPERATURE 1). {"prompt", "ranked" (best first),
+    "scores" (gold)}."""
     rng, rows = random.Random(f"rankings-{split}-{k}-{seed}"), []
     for q in draw(questions(split), n, rng):
         texts = {}

@@ -4,9 +4,9 @@ Reading order of this room: language.py (forms, facts, questions) -> gold.py (re
 how it can score any string a model samples) -> writers.py -> labels.py (preferences, files).
 
 Four kinds of question: a fact ("What is the capital of France?"), a sum, a how-to, and a risky request that should be
-refused with a reason. Split by what is asked about, never by row: the in-distribution test asks about countries, animals,
-sums, tasks and risks that no training prompt mentions; the out-of-distribution test moves to other topics (fruit,
-subtraction, other tasks and risks) in other phrasings. The base corpus has read about all of them.
+refused with a reason. Split by what is asked about, never by row: the in-distribution test asks about countries,
+animals, sums, tasks and risks that no training prompt mentions; the out-of-distribution test moves to other topics
+(fruit, subtraction, other tasks and risks) in other phrasings. The base corpus has read about all of them.
 """
 import json
 import random
