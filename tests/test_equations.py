@@ -693,7 +693,7 @@ def test_e34_family():
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
-STORIES = {"dpo": "From the RLHF objective to DPO, and a training run looked at from every side. Start here.",
+STORIES = {"dpo": "A pair, the loss in five lines, its gradient, a training run; then where the loss comes from. Start here.",
            "reward_model": "What a preference says about a reward: Bradley–Terry, rankings, length.",
            "policy_gradient": "From expected reward to PPO: estimators, their variance, baselines.",
            "orpo": "What cross-entropy lacks, and what the odds ratio adds.",
