@@ -47,7 +47,8 @@ def test_a_folder_is_named_on_a_device_only():
 
 @pytest.mark.parametrize("settings, stage, defaults", [
     ({"loss": "dpo"}, "po", STAGES["po"]), ({"loss": "sft"}, "sft", STAGES["sft"]),
-    ({"loss": "sft", "model": "scratch"}, "base", STAGES["base"]), ({"loss": "rm", "model": "DIR"}, "rm", PRETRAINED["rm"]),
+    ({"loss": "sft", "model": "scratch"}, "base", STAGES["base"]),
+    ({"loss": "rm", "model": "DIR"}, "rm", PRETRAINED["rm"]),
     ({"loss": "sft", "model": "scratch", "data": "my.jsonl"}, "base", FILE_BASE)])
 def test_what_is_not_given_is_the_stage_s_default(settings, stage, defaults):
     config = RunConfig(**settings)
@@ -91,7 +92,8 @@ def test_out_is_no_file(tmp_path):
 def test_data_is_read_without_a_run(tmp_path):
     """The same rows for a DataConfig and for a run with these settings."""
     path = tmp_path / "d.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(20)))
+    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"data": str(path), "system": "Be brief.", "rows": 5}
     splits = dataset.load(DataConfig(**settings))
     assert splits == dataset.load(RunConfig(loss="rm", **settings))

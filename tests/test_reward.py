@@ -218,7 +218,8 @@ def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatc
     users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
              "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
     monkeypatch.setattr(labels, "fingerprint", lambda seed: b"the same")
-    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs).on(torch.device("cpu")).folder(None) for user, knobs in users.items()}
+    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs, precision="fp32").folder(None)
+                       for user, knobs in users.items()}
     before, source = folders(), config.inspect.getsource
     monkeypatch.setattr(config.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
     after = folders()
