@@ -38,10 +38,12 @@ def run_command(*words):
     return code, out.getvalue(), err.getvalue()
 
 
-def start_command(*words, timeout=600):
-    """The same of a process of its own: for exit codes and for what only a real start shows."""
+def start_command(*words, timeout=1200, threads=1):
+    """The same of a process of its own: for exit codes and for what only a real start shows. threads=None: as many as
+    the machine has."""
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          env=environment)
     return done.returncode, done.stdout, done.stderr
 
 
