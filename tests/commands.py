@@ -1,4 +1,4 @@
-"""Commands as a user types them. Run in this process they cost what they do, in one of their own 2 s more of imports."""
+"""Commands as a user types them. A process of their own costs 2 s of imports, which this one has done."""
 import contextlib
 import io
 import os

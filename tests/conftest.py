@@ -92,8 +92,8 @@ def shared_runs(tmp_path_factory):
 def pairs(tmp_path_factory):
     """A file of 60 pairs: a correct sentence is chosen over one that rambles."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.", "rejected": f"I do not know {s} at all."}
-            for s in SUBJECTS for n in range(5)]
+    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.",
+             "rejected": f"I do not know {s} at all."} for s in SUBJECTS for n in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -1,8 +1,9 @@
-"""The house: imports go down its floors only, and what is long has a reason."""
+"""The house: imports go down its floors only, what is long has a reason, and so has a test that skips."""
 import ast
 from functools import cache
 from pathlib import Path
 
+pytest_plugins = "pytester"
 ROOT = Path(__file__).parent.parent
 # From the ground up: a floor may import from itself and from those below. Modules at the first level of nanopref, its
 # rooms, and the scripts.
@@ -13,7 +14,9 @@ SCRIPTS = ("train_po.py", "train_rm.py")
 
 # Files of more than MAX_FILE lines and functions of more than MAX_FUNCTION, and why.
 MAX_FILE, MAX_FUNCTION = 320, 60
-LONG = {}
+LONG = {"nanopref/losses.py": "all losses are read beside each other, and over a third of it is their docstrings",
+        "nanopref/judge/judges.py": "the three kinds of judges with the command that compares them",
+        "nanopref/judge/look.py": "what is counted in a data file, its table, its figure and its findings"}
 
 
 parsed = cache(ast.parse)
@@ -92,7 +95,7 @@ def test_an_import_that_goes_up_is_noticed():
                "nanopref/world/gold.py": "from nanopref import batch, judge\n",
                "nanopref/judge/look.py": "import train_po\n",
                "nanopref/run/cli.py": "from . import config\nimport nanopref.judge.stats as stats\n"}
-    fine = {"nanopref/__init__.py": "", "nanopref/reward.py": "from nanopref import rl\nfrom nanopref.batch import score",
+    fine = {"nanopref/__init__.py": "", "nanopref/reward.py": "from nanopref import rl\nfrom nanopref.batch import x",
             "train_rm.py": "import train_po\nimport nanopref", "nanopref/bench/steps.py": "from train_po import step"}
     lines = upward({**planted, **fine})
     assert [line.split(": ")[0].split(" imports")[0] for line in lines] == [
@@ -116,3 +119,19 @@ def test_what_is_too_long_is_noticed():
     code = "class A:\n    def f(self):\n" + MAX_FUNCTION * body + "    def g(self):\n" + (MAX_FUNCTION - 1) * body
     assert too_long({"x.py": code}) == {"x.py:A.f": MAX_FUNCTION + 1}
     assert too_long({"x.py": "\n" * (MAX_FILE + 1), "y.py": "\n" * MAX_FILE}) == {"x.py": MAX_FILE + 1}
+
+
+def test_a_skip_that_nobody_expects_fails_in_ci(pytester, monkeypatch):
+    """Of a test, of a module, and of what asks for something that cannot be installed; outside of CI all may skip."""
+    pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
+    pytester.makepyfile(
+        test_one="import pytest\ndef test_a():\n    pytest.skip('has not run in this session')",
+        test_two="import pytest\npytest.importorskip('no_such_module', reason='no_such_module is not installed')",
+        test_three="import pytest\n@pytest.mark.skipif(True, reason='the file is not beside the repository')\n"
+                   "def test_b():\n    pass")
+    monkeypatch.delenv("CI", raising=False)
+    pytester.runpytest_inprocess().assert_outcomes(skipped=3)
+    monkeypatch.setenv("CI", "1")
+    done = pytester.runpytest_inprocess("--continue-on-collection-errors")
+    done.assert_outcomes(skipped=1, failed=1, errors=1)
+    done.stdout.fnmatch_lines(["*test_one.py::test_a skips, which tests/conftest.py does not expect in CI*"])
