@@ -7,7 +7,9 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -50,3 +52,21 @@ def start_command(*words, timeout=1200, threads=1):
 def is_one_line(code, err) -> bool:
     """What a mistake of the user's must end in: exit code 2 and one line that says what to do."""
     return code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+class Started(Exception):
+    """A run has been started."""
+
+
+def starts_a_run(*words) -> bool:
+    """Whether `python words...`, a finding, gets as far as its first run: it knows its options and finds its data. The
+    run itself is not started."""
+    def start(*command, **options):
+        raise Started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nanopref.findings.seeds.subprocess", SimpleNamespace(run=start))
+        try:
+            run_command(*words)
+        except Started:
+            return True
+    return False

@@ -16,8 +16,8 @@ torch.set_num_threads(1)  # models this small are faster so; processes that test
 
 # A test that skips tests nothing. With CI set (.ci/run sets it) only these reasons are none of a failure: what they ask
 # for is no part of the repository and cannot be installed.
-MAY_SKIP = ("is not beside the repository", "NANOPREF_SMOLLM2 names no", "measured on Linux only", "needs a GPU",
-            "needs a C++ compiler")
+MAY_SKIP = ("is not beside the repository", "is not part of this repository", "NANOPREF_SMOLLM2 names no",
+            "measured on Linux only", "needs a GPU", "needs a C++ compiler")
 
 
 def is_expected(reason: str, environment=os.environ) -> bool:
