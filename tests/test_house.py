@@ -14,9 +14,7 @@ SCRIPTS = ("train_po.py", "train_rm.py")
 
 # Files of more than MAX_FILE lines and functions of more than MAX_FUNCTION, and why.
 MAX_FILE, MAX_FUNCTION = 320, 60
-LONG = {"nanopref/losses.py": "all losses are read beside each other, and over a third of it is their docstrings",
-        "nanopref/judge/judges.py": "the three kinds of judges with the command that compares them",
-        "nanopref/judge/look.py": "what is counted in a data file, its table, its figure and its findings"}
+LONG = {"nanopref/losses.py": "all losses are read beside each other, and over a third of it is their docstrings"}
 
 
 parsed = cache(ast.parse)
