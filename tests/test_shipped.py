@@ -73,7 +73,10 @@ def test_it_is_the_model_at_the_end_of_its_log(begun):
 
 @pytest.mark.slow
 def test_its_command_makes_it_again(tmp_path):
-    """The whole command, with as many threads as the machine has."""
+    """The whole command, with as many threads as the machine has. On the processor that made them, the weights are
+    the same bit for bit, with one thread or two. Another processor adds up in another order: without vector
+    instructions, after 60 steps, the weights are 6e-6 of their way from the base model apart. 1e-3 leaves room for all
+    468 steps; a learning rate that is 1 % off ends ten times further away."""
     code, _, err = start_command("train_po.py", "--loss", "sft", "--fresh", "sft", "--prompts", 1, "--device", "cpu",
                                  "--out", tmp_path, threads=None)
     assert code == 0, err[-2000:]
@@ -81,4 +84,4 @@ def test_its_command_makes_it_again(tmp_path):
     made, shipped, base = (load_file(folder / "model.safetensors") for folder in (made, SHIPPED_SFT, SHIPPED_BASE))
     apart, moved = (math.sqrt(sum((other[name] - shipped[name]).square().sum().item() for name in shipped))
                     for other in (made, base))
-    assert apart < 0.02 * moved
+    assert apart < 1e-3 * moved
