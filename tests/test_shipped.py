@@ -76,7 +76,7 @@ def test_its_command_makes_it_again(tmp_path):
     """The whole command, with as many threads as the machine has. On the processor that made them, the weights are
     the same bit for bit, with one thread or two. Another processor adds up in another order: without vector
     instructions, after 60 steps, the weights are 6e-6 of their way from the base model apart. 1e-3 leaves room for all
-    468 steps; a learning rate that is 1 % off ends ten times further away."""
+    468."""
     code, _, err = start_command("train_po.py", "--loss", "sft", "--fresh", "sft", "--prompts", 1, "--device", "cpu",
                                  "--out", tmp_path, threads=None)
     assert code == 0, err[-2000:]
