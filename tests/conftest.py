@@ -1,5 +1,6 @@
-"""A tokenizer of the embedded world and tiny models that go with it."""
+"""A tokenizer of the embedded world, tiny models that go with it, and which tests may skip."""
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,38 @@ from nanopref.model import Config, Transformer
 from nanopref.run.checkpoint import new_model, save_model
 from nanopref.text import train_tokenizer
 from nanopref.world import writers
+
+torch.set_num_threads(1)  # models this small are faster so; processes that tests start choose for themselves
+
+# A test that skips tests nothing. With CI set (.ci/run sets it) only these reasons are none of a failure: what they ask
+# for is no part of the repository and cannot be installed.
+MAY_SKIP = ("is not beside the repository", "is not part of this repository", "NANOPREF_SMOLLM2 names no",
+            "measured on Linux only", "needs a GPU", "needs a C++ compiler")
+
+
+def is_expected(reason: str, environment=os.environ) -> bool:
+    """Whether a test may skip for this reason."""
+    return not environment.get("CI") or any(part in reason for part in MAY_SKIP)
+
+
+def _refuse_skip(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not is_expected(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{report.nodeid} skips, which tests/conftest.py does not expect in CI: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    _refuse_skip((yield).get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """A module that skips as a whole."""
+    _refuse_skip((yield).get_result())
+
 
 TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             max_position_embeddings=128, tie_word_embeddings=True)
@@ -35,6 +68,15 @@ def tiny_model(tokenizer):
     return build
 
 
+@pytest.fixture
+def no_figure():
+    """For tests of whole runs: to draw the figure takes longer than tiny models train. Here it is an empty file."""
+    with pytest.MonkeyPatch.context() as patch:  # its own, which a test's monkeypatch.undo() leaves alone
+        for name in ("plots.training_figure", "plots_rm.reward_figure"):
+            patch.setattr(f"nanopref.judge.{name}", lambda *given: given[-1].touch())
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_runs(tmp_path_factory):
     """One folder for the runs of the README and the notebooks, so that the SFT model is trained once; or not at all, if
@@ -50,8 +92,8 @@ def shared_runs(tmp_path_factory):
 def pairs(tmp_path_factory):
     """A file of 60 pairs: a correct sentence is chosen over one that rambles."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.", "rejected": f"I do not know {s} at all."}
-            for s in SUBJECTS for n in range(5)]
+    rows = [{"prompt": f"What is {s} {n}?", "chosen": f"It is {s} number {n}.",
+             "rejected": f"I do not know {s} at all."} for s in SUBJECTS for n in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -187,6 +187,7 @@ def test_what_it_trains_on_is_the_world_s_own_pairs(tmp_path):
     assert len(rows) == 20
 
 
+@pytest.mark.slow
 def test_the_first_step_of_train_po_is_a_sign(pairs, start, tmp_path):
     """The command as it is measured, on a tiny model: the cache of the reference is left behind, the log is not."""
     starting.first_sign(["train_po.py", "--loss", "dpo", "--model", start, "--data", pairs, "--epochs", 500,
@@ -257,6 +258,7 @@ def test_it_measures_and_draws(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "bench" / "growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_whole_run_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(growth, "SHIPPED_BASE", "no/such/folder/anywhere")
     with pytest.raises(UserError, match="--rows 5 failed.*no such folder"):

@@ -1,4 +1,4 @@
-"""torchrun: two processes take the steps of one. Two gloo processes on the CPU, started as a user starts them."""
+"""torchrun: two processes take the steps of one. Two gloo processes on the CPU, started as a user starts them: slow."""
 import json
 import os
 import subprocess
@@ -83,6 +83,7 @@ def several(pairs, start, tmp_path_factory):
     return out / "runs", done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS[:-1], ids=lambda run: run["loss"])
 def test_two_processes_take_the_steps_of_one(run, several, pairs, start, tmp_path):
     """The global batch stays what it is: same losses, metrics, gradient norms and weights (of what they move, rounding
@@ -98,6 +99,7 @@ def test_two_processes_take_the_steps_of_one(run, several, pairs, start, tmp_pat
     assert (two / "report.json").exists() and (two / "figure.png").exists()
 
 
+@pytest.mark.slow
 def test_one_process_prints(several):
     out = several[1].stdout
     assert out.count("measured peak of memory") == len(RUNS) - 1  # the last one does not get there
@@ -105,6 +107,7 @@ def test_one_process_prints(several):
     assert "the second process writes" not in several[1].stderr
 
 
+@pytest.mark.slow
 def test_killed_with_two_processes_resumed_with_one(several, pairs, start, tmp_path):
     """One process dies at the end of its 8th step of 12: the other, which may just log that step, does not go on alone,
     and what they saved is taken up by one process as if it had been its own."""
@@ -119,6 +122,7 @@ def test_killed_with_two_processes_resumed_with_one(several, pairs, start, tmp_p
     assert_same_curve(log(folder), log(whole))
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_one_line(pairs, start, tmp_path):
     """torchrun adds a report of its own, and ends with 1 whatever its processes say."""
     done = torchrun("train_po.py", "--loss", "dpo", "--data", pairs, "--model", start, "--out", tmp_path,

@@ -404,7 +404,8 @@ def test_e13_optimum_of_the_objective():
                 close(-beta * line, top, atol=1e-11)  # r / beta is up to 30 at beta = 0.1
             assert top <= exact.objective(star, WORLD, beta) + 1e-12
         if beta >= 0.5:
-            found = exact.minimise(lambda table: -exact.objective(exact.tabular(table), WORLD, beta), ref)
+            steps = 1000 if beta == 0.5 else 400  # the smaller beta, the longer the way
+            found = exact.minimise(lambda table: -exact.objective(exact.tabular(table), WORLD, beta), ref, steps)
             assert exact.total_variation(exact.tabular(found), star) < 1e-6
 
 
@@ -667,7 +668,7 @@ def test_e29_lambda():
         world = exact.world(seed)
         weight, gaps = exact.labels(world.reward), []
         for lam in (0.1, 0.5, 1.0):
-            mean = exact.learnt(partial(losses.orpo, lam=lam), world, weight, steps=200) / exact.LENGTHS
+            mean = exact.learnt(partial(losses.orpo, lam=lam), world, weight, steps=50) / exact.LENGTHS  # there in 25
             gaps.append((weight * (mean[:, :, None] - mean[:, None, :])).sum().item())
         assert gaps[0] + 0.02 < gaps[1] < gaps[2] - 0.02  # steps of 0.04 to 0.07
 

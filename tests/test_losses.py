@@ -4,30 +4,34 @@ The per-loss checks are plain functions of (module, loss name) so that test_muta
 """
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import MUTANTS
 from torch.testing import assert_close
 
 from nanopref import losses
 from nanopref.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 LOG2 = math.log(2)
 
-# No default among them, so a knob that is ignored or used twice cannot hide behind the value 1 or 0.
+
 class Asked(dict):
-    """A table with a line per loss; a new loss is told what it still lacks."""
+    """A table with a line per loss; where a new loss has none, the error lists all that it still lacks."""
 
     def __init__(self, what, lines):
         super().__init__(lines)
         self.what = what
 
     def __missing__(self, name):
-        raise AssertionError(f"new loss {name!r}: tests/test_losses.py wants {self.what}")
+        raise AssertionError(wanted(name))
 
 
-ODD_KNOBS = Asked("its knobs, all away from their defaults, in ODD_KNOBS", {
+# No default among them, so a knob that is ignored or used twice cannot hide behind the value 1 or 0.
+ODD_KNOBS = Asked("its knobs, all away from their defaults", {
     "sft": {},
     "dpo": {"beta": 0.3, "label_smoothing": 0.2},
     "robust_dpo": {"beta": 0.3, "flip_rate": 0.2},
@@ -113,7 +117,7 @@ HAND = [
 
 def check_hand_worked(m, name):
     """Values worked by hand to 6 digits in the comments of HAND, hence the bound 2e-6."""
-    assert any(row[0] == name for row in HAND), f"new loss {name!r}: tests/test_losses.py wants a line worked by hand in HAND"
+    assert any(row[0] == name for row in HAND), wanted(name)
     for loss, pair, knobs, value, reward_w, reward_l, nll in HAND:
         if loss == name:
             a, b = one(m, -4.0, -6.0, 2), one(m, -6.0, -5.0, 4)
@@ -158,7 +162,7 @@ def check_gradient(m, name):
 
 
 # At ODD_KNOBS, policy = reference, chosen 2 tokens and rejected 6, one nat per token (cpo: 6 nats each).
-AT_REFERENCE = Asked("its value at policy = reference with ODD_KNOBS in AT_REFERENCE", {
+AT_REFERENCE = Asked("its value at policy = reference with ODD_KNOBS", {
     "sft": 0.0, "dpo": LOG2, "robust_dpo": LOG2, "ipo": 1 / (4 * 0.4**2), "ln_dpo": LOG2,
     "simpo": math.log(1 + math.exp(0.7)), "cpo": LOG2, "orpo": 1 + 0.7 * LOG2,
     "r_dpo": math.log(1 + math.exp(-0.05 * (2 - 6))), "hinge": 1.0, "dpop": LOG2, "kto": [1.3 / 2, 0.8 / 2],
@@ -182,15 +186,14 @@ def check_reference_use(m, name):
             moved = {**seqs, key: seqs[key]._replace(ref_logp=seqs[key].ref_logp + 0.1)}
             changed = (call(m, name, moved, **ODD_KNOBS[name]).loss - loss).abs() > 1e-9
             want = {"w": slice(0, 8), "l": slice(8, None)}.get(key, slice(None)) if name == "kto" else slice(None)
-            saturated = (loss == 0) if name == "hinge" else torch.zeros_like(changed)  # a flat loss cannot move
-            assert (changed | saturated)[want].all()
+            assert changed.any() and (changed | (loss == 0))[want].all()  # where it is 0, a hinge is flat
     else:
         without = {key: s._replace(ref_logp=None) for key, s in seqs.items()}
         assert torch.equal(call(m, name, without, **ODD_KNOBS[name]).loss, loss)
 
 
 # The loss as a function of the two logged rewards (and of what the reward leaves out).
-FROM_REWARDS = Asked("its loss as a function of the two logged rewards in FROM_REWARDS", {
+FROM_REWARDS = Asked("its loss as a function of the two logged rewards", {
     "dpo": lambda r, q, s, k: 0.8 * F.softplus(q - r) + 0.2 * F.softplus(r - q),
     "robust_dpo": lambda r, q, s, k: (0.8 * F.softplus(q - r) - 0.2 * F.softplus(r - q)) / 0.6,
     "ipo": lambda r, q, s, k: ((r - q - 0.5) / k["tau"]) ** 2,
@@ -318,6 +321,65 @@ def check_bandit(m, name):
 
 CHECKS = [check_hand_worked, check_gradient, check_at_reference, check_reference_use, check_rewards, check_batch_order,
           check_antisymmetry, check_extremes, check_bandit]
+
+
+# ---- what a new loss needs ------------------------------------------------------------------------------------------
+
+def missing(name) -> list[str]:
+    """What a loss still lacks outside of its formula, a line each: file, place, what to write there."""
+    lines = []
+    if name in losses.LOSSES:
+        fn, doc = losses.LOSSES[name].fn, losses.LOSSES[name].fn.__doc__ or ""
+        parts = {"Knobs: ": "each with its unit", "At pi = pi_ref: ": "the value of the loss there",
+                 "Needs: ": "pairs and reference, or what else", "Differs: ": "from its relatives, from published code"}
+        lines += [f"nanopref/losses.py, docstring of {fn.__name__}: {part}... {what}" for part, what in parts.items()
+                  if part not in doc and (part != "Knobs: " or losses.knobs(name))]
+    tables = {"ODD_KNOBS": ODD_KNOBS, "AT_REFERENCE": AT_REFERENCE, "FROM_REWARDS": FROM_REWARDS}
+    lines += [f"tests/test_losses.py, {place}: {table.what}" for place, table in tables.items()
+              if name not in table and (name != "sft" or place != "FROM_REWARDS")]  # it has no rewards
+    if name not in [row[0] for row in HAND]:
+        lines.append("tests/test_losses.py, HAND: at least one line of values worked by hand")
+    if name not in [mutant.loss for mutant in MUTANTS]:
+        lines.append("tests/mutants.py, MUTANTS: at least one bug that one could write, which the checks must notice")
+    for row in losses.table().splitlines():
+        for readme in sorted(ROOT.glob("README*.md")) if row.split()[:1] == [name] else ():
+            if row not in readme.read_text():
+                lines.append(f"{readme.name}, table of losses (python -m nanopref.losses): {row}")
+    return lines
+
+
+def wanted(name) -> str:
+    """All of it as one message."""
+    return "\n  ".join([f"new loss {name!r} still wants", *missing(name)])
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_loss_has_all_that_is_asked_of_it(name):
+    if missing(name):
+        pytest.fail(wanted(name), pytrace=False)
+
+
+def test_a_new_loss_is_told_all_that_it_lacks_at_once(monkeypatch):
+    def novel(w, l, *, beta=0.1):
+        """-log sigmoid(beta (D_w - D_l)). Needs: pairs and reference."""
+        return losses.dpo(w, l, beta=beta)
+
+    def d_novel(w, l, *, beta):
+        return losses.d_dpo(w, l, beta=beta, label_smoothing=0.0)
+
+    monkeypatch.setitem(losses.LOSSES, "novel", losses.Loss(novel, d_novel, reference=True, pairs=True))
+    places = [line.split(": ")[0] for line in missing("novel")]
+    assert places[:8] == [
+        *["nanopref/losses.py, docstring of novel"] * 3, "tests/test_losses.py, ODD_KNOBS",
+        "tests/test_losses.py, AT_REFERENCE", "tests/test_losses.py, FROM_REWARDS", "tests/test_losses.py, HAND",
+        "tests/mutants.py, MUTANTS"]
+    assert places[8] == "README.md, table of losses (python -m nanopref.losses)"
+    with pytest.raises(pytest.fail.Exception) as error:
+        test_a_loss_has_all_that_is_asked_of_it("novel")
+    assert all(line in str(error.value) for line in missing("novel"))
+    for check in (check_hand_worked, check_gradient, check_at_reference, check_rewards):  # and whichever fails first
+        with pytest.raises(AssertionError, match="(?s)new loss 'novel'.*HAND.*MUTANTS"):
+            check(losses, "novel")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -18,6 +18,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_runs_from_top_to_bottom(path, shared_runs, monkeypatch):
     """As it is, from the notebooks folder, as Jupyter starts it. A failing cell, its own asserts included, raises."""

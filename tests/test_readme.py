@@ -3,7 +3,6 @@ somewhere, and the Chinese one says what the English one says."""
 import importlib.util
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -13,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import test_losses
+from commands import run_command, start_command, starts_a_run
 
 import train_po
 import train_rm
 from nanopref import losses
 from nanopref.findings import common
 from nanopref.run.cli import parse, parse_rm
+from nanopref.world import labels
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
@@ -53,6 +54,13 @@ HH, SMOLLM2 = "hh-rlhf-harmless-base-test.jsonl.gz", "SmolLM2-135M-Instruct"
 HH_FILE = ROOT.parent / "shared" / "data" / HH
 
 
+@pytest.fixture
+def small_world(monkeypatch):
+    """The embedded world with few rows: to write and judge all of them takes longer than what most commands do."""
+    for name, n in {"demonstrations": 100, "train": 100, "test_id": 20, "test_ood": 20}.items():
+        monkeypatch.setitem(labels.SIZES, name, n)
+
+
 @pytest.fixture(scope="session")
 def run_of(shared_runs):
     """run_of("simpo"), run_of("rm"): the folder of that README run, made small; trained if no command has done so yet."""
@@ -72,10 +80,18 @@ def test_the_two_commands_at_the_top_stand_alone():
     assert FIRST.endswith(" train_po.py --loss simpo") and SECOND.endswith(" -m pytest")  # .ci/run finds them so
 
 
-@pytest.mark.parametrize("command, path", COMMANDS[2:],
-                         ids=[f"{path.parent.name}: {command}" for command, path in COMMANDS[2:]])
-def test_command_runs(command, path, run_of, shared_runs, pairs, start, monkeypatch):
+def is_slow(command) -> bool:
+    """Findings train several models each, the benchmark measures for a minute, and so it is with a real data set."""
+    return "--help" not in command and any(what in command for what in ("nanopref.findings.", "nanopref.bench", HH))
+
+
+@pytest.mark.parametrize("command, path", [
+    pytest.param(command, path, id=f"{path.parent.name}: {command}", marks=[pytest.mark.slow] * is_slow(command))
+    for command, path in COMMANDS[2:]])
+def test_command_runs(command, path, run_of, shared_runs, pairs, start, monkeypatch, request):
     words = shlex.split(command)
+    if not is_slow(command):  # findings start processes, which know nothing of this
+        request.getfixturevalue("small_world")
     assert words[0] == "python", f"{path}: a README shows only commands that this test can run"
     if HH in words and not HH_FILE.exists():
         pytest.skip(f"needs {HH}, which is not part of this repository")
@@ -88,27 +104,21 @@ def test_command_runs(command, path, run_of, shared_runs, pairs, start, monkeypa
     small = next((small for script, small in SMALL.items() if script in words), None)
     if small is not None and "--help" not in words:
         words += [*small, "--out", str(shared_runs)]
-    execute(words[1:], monkeypatch)
+    if "nanopref.bench" in command:  # it changes threads and the allocator
+        code, _, err = start_command(*words[1:])
+    else:
+        monkeypatch.setattr(common, "N_TEST", 64)  # a finding judges every model on 1,000 pairs a split
+        code, _, err = run_command(*words[1:])
+    assert code == 0, err[-2000:]
 
 
-def execute(words, monkeypatch):
-    """`python WORDS` in this process, which has torch already. The benchmark changes threads and the allocator: in one
-    of its own."""
-    if words[:1] == ["-m"] and words[1].startswith("nanopref.bench"):
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(common, "N_TEST", 64)  # a finding judges every model on 1,000 pairs a split
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-    monkeypatch.setattr(sys, "argv", words[words[0] == "-m":])
-    try:
-        if words[0] == "-m":
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-    except SystemExit as stop:  # --help ends so, and so does a mistake
-        assert not stop.code
+@pytest.mark.parametrize("command", [command for command, _ in COMMANDS if "nanopref.findings." in command])
+def test_a_finding_begins(command, tmp_path):
+    """As far as its first run; whole, it is slow."""
+    words = [str(ROOT / "data" / "base") if word == "base" else word for word in shlex.split(command)[1:]]
+    if HH in words and not HH_FILE.exists():
+        pytest.skip(f"needs {HH}, which is not part of this repository")
+    assert "--help" in words or starts_a_run(*[str(HH_FILE) if w == HH else w for w in words], "--out", tmp_path)
 
 
 def test_the_recipe_that_needs_a_gpu_has_valid_options():
@@ -120,7 +130,7 @@ def test_the_recipe_that_needs_a_gpu_has_valid_options():
         assert (config.batch_size, config.epochs, config.gradient_checkpointing) == (16, 1, True)
 
 
-def test_what_serves_a_trained_folder_runs(run_of):
+def test_what_serves_a_trained_folder_runs(run_of, small_world):
     pytest.importorskip("transformers", reason="transformers is not installed; it is needed by no other code")
     block, = blocks(ROOT / "nanopref" / "data" / "README.md", "python")
     block, n = re.subn(r'"runs/[^"]*"', repr(str(run_of("simpo") / "model")), block)

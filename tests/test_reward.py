@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from commands import is_one_line, run_command, start_command
 from safetensors.torch import load_file
-from test_train import Killed, command, equal
+from test_train import Killed, equal
 
 import train_po
 import train_rm
@@ -244,7 +245,7 @@ def test_it_learns_what_can_be_learnt(pairs, start, tmp_path):
     assert model.config.num_labels == 1 and "lm_head.weight" not in weights
 
 
-def test_a_rule_about_length_stays_with_the_model(pairs, start, tmp_path):
+def test_a_rule_about_length_stays_with_the_model(pairs, start, tmp_path, no_figure):
     """Scored from its folder, a model gives what it learnt to give: its head's reward less the penalty. L0 is the mean
     length of the training responses."""
     folder, _ = run(pairs, start, tmp_path, knobs={"length_penalty": 0.5})
@@ -269,13 +270,13 @@ def ranked(pairs, tmp_path_factory):
     return path
 
 
-def test_rankings_from_a_file(ranked, start, tmp_path):
+def test_rankings_from_a_file(ranked, start, tmp_path, no_figure):
     """Tested on pairs of the ends."""
     folder, _ = run(ranked, start, tmp_path, epochs=3, knobs={"margin": 0.1})
     assert json.loads((folder / "report.json").read_text())["measures"]["test"]["after"]["accuracy"][0] == 1
 
 
-def test_one_head_per_group(pairs, start, tmp_path):
+def test_one_head_per_group(pairs, start, tmp_path, no_figure):
     """Two groups with opposite labels: one head cannot please both, two heads can."""
     rows = [json.loads(line) for line in pairs.open()]
     rows = [{"prompt": row["prompt"], "chosen": row[a], "rejected": row[b], "group": group}
@@ -295,7 +296,7 @@ def test_one_head_per_group(pairs, start, tmp_path):
         run(path, start, tmp_path, knobs={"heads": True}, test_data=str(tmp_path / "others.jsonl"))
 
 
-def test_options_that_the_data_cannot_serve(pairs, start, tmp_path):
+def test_options_that_the_data_cannot_serve(pairs, start, tmp_path, no_figure):
     for knobs, message in (({"heads": True}, "--heads needs the field `group`"),
                            ({"margin": 1.0}, "--margin needs a score"),
                            ({"ranking": 4}, "--ranking goes with the embedded world")):
@@ -309,7 +310,7 @@ def test_test_data_without_pairs_is_refused(pairs, start, tmp_path):
         run(pairs, start, tmp_path, test_data=str(tmp_path / "d.jsonl"))
 
 
-def test_a_reward_model_is_refused_as_policy(pairs, start, tmp_path):
+def test_a_reward_model_is_refused_as_policy(pairs, start, tmp_path, no_figure):
     folder, _ = run(pairs, start, tmp_path)
     with pytest.raises(UserError, match="a reward model, which cannot write"):
         train_po.train(RunConfig(loss="dpo", data=str(pairs), model=str(folder / "model"), max_length=64,
@@ -370,6 +371,10 @@ def test_resume_equals_uninterrupted_bit_for_bit(data, knobs, start, tmp_path, m
     (["--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(arguments, expected, tmp_path):
-    code, _, err = command(*arguments, "--out", tmp_path, script="train_rm.py")
-    assert code == 2 and expected in err
-    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    code, _, err = run_command("train_rm.py", *arguments, "--out", tmp_path)
+    assert is_one_line(code, err) and expected in err
+
+
+def test_a_mistake_ends_the_process_itself_so(tmp_path):
+    code, out, err = start_command("train_rm.py", "--data", "no-such-file.jsonl", "--out", tmp_path)
+    assert is_one_line(code, err) and "no-such-file.jsonl" in err and not out

@@ -1,6 +1,7 @@
 """The step of train_po.py: when it waits for the device, and that torch.compile changes nothing."""
 import contextlib
 import functools
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -37,12 +38,16 @@ def test_the_device_is_waited_for_only_after_the_optimiser(tiny_model, loss):
     assert stepped == [True]
 
 
-@pytest.mark.parametrize("logits", [2 ** 24, 500], ids=["whole logits", "chunks"])
-def test_compiled_steps_are_the_same_steps(tiny_model, monkeypatch, logits):
-    """What torch.compile traces, run as it stands: a compiler would take half a minute here. One trace must do for
-    batches of all shapes, however many chunks their logits are made in."""
+@pytest.mark.parametrize("logits, backend", [
+    (500, "eager"), pytest.param(2 ** 24, "eager", marks=pytest.mark.slow),
+    pytest.param(500, "inductor", marks=pytest.mark.slow)], ids=["chunks", "whole logits", "chunks, compiled"])
+def test_compiled_steps_are_the_same_steps(tiny_model, monkeypatch, logits, backend):
+    """What torch.compile traces, run as it stands: a compiler takes half a minute. One trace must do for batches of all
+    shapes, however many chunks their logits are made in."""
+    if backend == "inductor" and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler")
     monkeypatch.setattr("nanopref.batch.LOGITS", logits)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     rows = []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -1,14 +1,11 @@
 """train_po.py as its user meets it: same seed same weights, resume after a kill, exact accumulation, one-line
 errors."""
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from commands import is_one_line, run_command, start_command
 from safetensors.torch import load_file
 
 import train_po
@@ -20,7 +17,13 @@ from nanopref.run.checkpoint import load_model, save_model
 from nanopref.run.cli import parse
 from nanopref.run.config import RunConfig
 
-ROOT = Path(__file__).parent.parent
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Where only weights and metrics matter: answers and figure take ten times longer than this training."""
+    with pytest.MonkeyPatch.context() as patch:  # its own, which a test's monkeypatch.undo() leaves alone
+        patch.setattr(train_po, "report", lambda config, folder, *rest: (folder / "report.json").write_text("{}"))
+        yield
 
 
 def run(pairs, start, out, **changes):
@@ -36,7 +39,10 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains_and_reports(loss, pairs, start, tmp_path, capsys):
+def test_every_loss_trains_and_reports(loss, pairs, start, tmp_path, capsys, request):
+    """The figure is drawn for three losses that log different things: nothing of pairs, pairs, no accuracies."""
+    if loss not in ("sft", "dpo", "kto"):
+        request.getfixturevalue("no_figure")
     weights, metrics = run(pairs, start, tmp_path, loss=loss)
     assert not equal(weights, load_file(start / "model.safetensors"))
     assert len(metrics) == 54 // 8  # 60 rows less a tenth for testing
@@ -49,13 +55,13 @@ def test_every_loss_trains_and_reports(loss, pairs, start, tmp_path, capsys):
         assert "hand-derived off by" in capsys.readouterr().out
 
 
-def test_dpo_starts_at_log_2(pairs, start, tmp_path):
+def test_dpo_starts_at_log_2(pairs, start, tmp_path, no_report):
     _, metrics = run(pairs, start, tmp_path)
     assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)  # float32 sums of some ten log-probs
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
-def test_same_seed_same_weights_other_seed_others(pairs, start, tmp_path):
+def test_same_seed_same_weights_other_seed_others(pairs, start, tmp_path, no_report):
     first, _ = run(pairs, start, tmp_path / "a")
     again, _ = run(pairs, start, tmp_path / "b")
     other, _ = run(pairs, start, tmp_path / "c", seed=1)
@@ -66,7 +72,7 @@ class Killed(Exception):
     pass
 
 
-def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeypatch):
+def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeypatch, no_report):
     whole, metrics = run(pairs, start, tmp_path / "whole", epochs=2)
     monkeypatch.setattr(training, "SAVE_EVERY", 0)  # save at once, then whenever saving has cost less than 5 %
     seen = []
@@ -89,7 +95,7 @@ def test_resume_equals_uninterrupted_bit_for_bit(pairs, start, tmp_path, monkeyp
     assert metrics == resumed_metrics
 
 
-def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_path, monkeypatch, capsys):
+def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_path, monkeypatch, capsys, no_figure):
     monkeypatch.setattr(train_po, "report", lambda *given: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         run(pairs, start, tmp_path)
@@ -102,7 +108,7 @@ def test_killed_before_its_report_a_run_is_not_trained_again(pairs, start, tmp_p
     assert (folder / "metrics.jsonl").read_text() == log
 
 
-def test_fresh_leaves_nothing_of_the_run_before_to_resume_from(pairs, start, tmp_path, monkeypatch, capsys):
+def test_fresh_leaves_nothing_of_the_run_before_to_resume_from(pairs, start, tmp_path, monkeypatch, capsys, no_report):
     """Killed before its first checkpoint, a redone run must not take up the old run's model, or an old checkpoint that
     a save killed between its renames has left."""
     whole, _ = run(pairs, start, tmp_path)
@@ -117,7 +123,7 @@ def test_fresh_leaves_nothing_of_the_run_before_to_resume_from(pairs, start, tmp
     assert "resuming" not in capsys.readouterr().out and equal(whole, again) and len(metrics) == 6
 
 
-def test_more_prompts_are_answered_without_training_again(pairs, start, tmp_path, capsys):
+def test_more_prompts_are_answered_without_training_again(pairs, start, tmp_path, capsys, no_figure):
     run(pairs, start, tmp_path, prompts=2)
     capsys.readouterr()
     run(pairs, start, tmp_path, prompts=4)
@@ -128,7 +134,7 @@ def test_more_prompts_are_answered_without_training_again(pairs, start, tmp_path
     assert len(answered) == 2 * 4
 
 
-def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
+def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path, no_report):
     """Recomputed activations are the same numbers; bf16 rounds to 1/256, and six steps of 1e-3 do not amplify it."""
     weights, metrics = run(pairs, start, tmp_path / "plain")
     again, _ = run(pairs, start, tmp_path / "again", gradient_checkpointing=True)
@@ -138,7 +144,7 @@ def test_gradient_checkpointing_and_bf16(pairs, start, tmp_path):
     assert low_metrics[-1]["loss"] == pytest.approx(metrics[-1]["loss"], abs=0.02)
 
 
-def test_a_start_stored_in_bf16_is_trained_and_judged_in_float32(pairs, start, tmp_path):
+def test_a_start_stored_in_bf16_is_trained_and_judged_in_float32(pairs, start, tmp_path, no_figure):
     """At a learning rate of 1e-12 the policy stays its start: a KL of 0, to float32 rounding of sums of some ten
     log-probs. Judged in bfloat16 the start would differ by some 0.01 nats per token."""
     model, tokenizer = load_model(start)
@@ -153,7 +159,7 @@ def test_a_context_shorter_than_the_data_is_refused(pairs, start, tmp_path):
         run(pairs, start, tmp_path, max_length=129)
 
 
-def test_a_system_message_reaches_the_prompt(pairs, start, tmp_path, capsys):
+def test_a_system_message_reaches_the_prompt(pairs, start, tmp_path, capsys, no_report):
     run(pairs, start, tmp_path)
     plain = capsys.readouterr().out
     run(pairs, start, tmp_path, system="Be brief.")
@@ -163,7 +169,7 @@ def test_a_system_message_reaches_the_prompt(pairs, start, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cpo", "sft"])
-def test_accumulation_is_exact(loss, pairs, start, tmp_path):
+def test_accumulation_is_exact(loss, pairs, start, tmp_path, no_report):
     """4 micro-batches of 2 pairs or 1 of 8: equal up to float32 rounding, although their token counts differ.
 
     Compared on the first step's gradient norm and on the logged loss: Adam turns rounding in a near-zero gradient
@@ -175,7 +181,7 @@ def test_accumulation_is_exact(loss, pairs, start, tmp_path):
         assert four[0][key] == pytest.approx(once[0][key], rel=1e-5)
 
 
-def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, capsys):
+def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, capsys, no_figure):
     run(pairs, start, tmp_path)
     folder = next((tmp_path / "pairs").glob("dpo-*"))
     written = (folder / "report.json").stat().st_mtime_ns
@@ -189,7 +195,7 @@ def test_a_finished_run_is_reused_and_fresh_redoes_it(pairs, start, tmp_path, ca
     assert "reference log-probs: reusing" in capsys.readouterr().out
 
 
-def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tmp_path):
+def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tmp_path, no_report):
     unpaired = tmp_path / "unpaired.jsonl"
     rows = [json.loads(line) for line in pairs.open()]
     sides = [(row, "chosen" if i % 3 else "rejected") for i, row in enumerate(rows)]
@@ -207,13 +213,6 @@ def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
     monkeypatch.setattr(train_po, "sequence_logps", nan)
     with pytest.raises(UserError, match="diverged; lower --lr"):
         run(pairs, start, tmp_path)
-
-
-def command(*arguments, script="train_po.py"):
-    """Exit code, standard output and standard error of `python SCRIPT ...` in the repository."""
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("arguments, expected", [
@@ -234,16 +233,20 @@ def command(*arguments, script="train_po.py"):
     (["--loss", "dpo", "--batch-size", "10", "--accumulate", "3"], "must be a multiple"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(arguments, expected, tmp_path):
-    code, _, err = command(*arguments, "--out", tmp_path)
-    assert code == 2 and expected in err
-    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    code, _, err = run_command("train_po.py", *arguments, "--out", tmp_path)
+    assert is_one_line(code, err) and expected in err
+
+
+def test_a_mistake_ends_the_process_itself_so(tmp_path):
+    code, out, err = start_command("train_po.py", "--loss", "dpo", "--data", "no-such-file.jsonl", "--out", tmp_path)
+    assert is_one_line(code, err) and "no-such-file.jsonl" in err and not out
 
 
 def test_a_broken_data_file_names_the_line(pairs, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text("".join(pairs.open().readlines()[:3]) + '{"prompt": "x", "chosen": "y"\n')
-    code, _, err = command("--loss", "dpo", "--data", broken, "--strict", "--out", tmp_path)
-    assert code == 2 and "line 4" in err and "Traceback" not in err
+    code, _, err = run_command("train_po.py", "--loss", "dpo", "--data", broken, "--strict", "--out", tmp_path)
+    assert is_one_line(code, err) and "line 4" in err
 
 
 def test_a_truncated_start_model_is_one_line(pairs, start, tmp_path):
@@ -252,12 +255,12 @@ def test_a_truncated_start_model_is_one_line(pairs, start, tmp_path):
     for file in start.iterdir():
         (damaged / file.name).write_bytes(file.read_bytes())
     (damaged / "model.safetensors").write_bytes((start / "model.safetensors").read_bytes()[:-100])
-    code, _, err = command("--loss", "dpo", "--data", pairs, "--model", damaged, "--out", tmp_path)
-    assert code == 2 and "damaged or incomplete" in err and "Traceback" not in err
+    code, _, err = run_command("train_po.py", "--loss", "dpo", "--data", pairs, "--model", damaged, "--out", tmp_path)
+    assert is_one_line(code, err) and "damaged or incomplete" in err
 
 
 def test_help_teaches_every_loss_and_knob():
-    code, out, _ = command("--help")
+    code, out, _ = run_command("train_po.py", "--help")
     assert code == 0
     for loss in LOSSES:
         assert f"\n{loss}:" in out
