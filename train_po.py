@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from nanopref.batch import by_role, collate, sequence_logps, step_counts
+from nanopref.batch import collate, step_counts
 from nanopref.data import examples as ex
 from nanopref.data.hub import model_folder
 from nanopref.judge.report import report
+from nanopref.logps import by_role, sequence_logps
 from nanopref.losses import LOSSES, reduce
 from nanopref.run import dataset, distributed
 from nanopref.run.checkpoint import load_model, new_model
@@ -27,6 +28,7 @@ from nanopref.run.distributed import averaging, from_main, gathered, is_main, ra
 from nanopref.run.memory import estimate, in_words
 from nanopref.run.metrics import step_metrics
 from nanopref.run.reference import cached_logps
+from nanopref.run.reuse import is_done, run_folder
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 
 
@@ -49,8 +51,8 @@ def train(config: RunConfig) -> Path:
     config = config.on(device)
     distributed.start(device)
     start = start_from(config)
-    folder = config.folder(start)
-    if from_main(lambda: config.is_done(folder)):
+    folder = run_folder(config, start)
+    if from_main(lambda: is_done(config, folder)):
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)

@@ -18,8 +18,8 @@ import torch
 from nanopref.batch import collate
 from nanopref.data import examples as ex
 from nanopref.errors import UserError
+from nanopref.judge.measures_rm import score_pairs
 from nanopref.judge.report_rm import report_rm
-from nanopref.judge.reward_models import score_pairs
 from nanopref.reward import batch_loss, by_rank, reward_metrics, rewards
 from nanopref.run import dataset, distributed
 from nanopref.run.checkpoint import load_model
@@ -27,6 +27,7 @@ from nanopref.run.cli import exit_on_user_error, parse_rm
 from nanopref.run.config import RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
 from nanopref.run.memory import estimate, in_words
+from nanopref.run.reuse import is_done, run_folder
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 from train_po import start_from
 
@@ -38,8 +39,8 @@ def train(config: RunConfig) -> Path:
     config = config.on(device)
     distributed.start(device)
     start = start_from(config)
-    folder = config.folder(start)
-    if from_main(lambda: config.is_done(folder)):
+    folder = run_folder(config, start)
+    if from_main(lambda: is_done(config, folder)):
         print(f"rm: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)

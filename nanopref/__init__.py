@@ -4,7 +4,8 @@ Read these, in this order; everything else may wait until you need it.
 
     model.py    the transformer: Llama and Qwen2, with Hugging Face's parameter names
     text.py     text to token ids and back; chat turns by the model's own template
-    batch.py    a prompt and its responses in one packed layout; the only shift, mask and gather
+    batch.py    a prompt and its responses in one packed layout: ids, positions, mask
+    logps.py    from logits to log-probs: the shift by one, the gather, the sum over a response
     losses.py   every preference loss, its gradient under it, the registry at the bottom
     reward.py   the Bradley-Terry reward model: its loss and options, and where a response gets its reward
     sample.py   sampling with a key-value cache
@@ -24,6 +25,6 @@ Docstrings name the texts that all this follows: the course report (on reward mo
 DPO, ORPO), the blog post (DPO), the guide (to human-preference alignment) and arXiv:2407.15229 (*PO in practice);
 notebooks/README.md, which has the equations of each, numbers them 000 to 004.
 
-Imports go one way: errors -> model, text, losses -> batch, sample -> reward, rl -> world -> data -> run -> judge ->
-the two scripts -> findings, bench.
+Imports go one way: errors -> model, text, losses -> batch, sample -> logps -> reward, rl -> world ->
+data -> run -> judge -> the two scripts -> findings, bench.
 """

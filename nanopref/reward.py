@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from nanopref.batch import CHOSEN, Batch, Example, at_least_float32, score
+from nanopref.batch import CHOSEN, Batch, Example
 from nanopref.errors import UserError
+from nanopref.logps import at_least_float32, score
 from nanopref.model import Transformer
 from nanopref.text import encode_prompt, encode_response, truncate
 

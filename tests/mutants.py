@@ -161,7 +161,7 @@ MISPRINTS = [Misprint(*line) for line in (
     (29, "losses.orpo", "lam * F.logsigmoid", "F.logsigmoid"),
     (30, "reward.length_normalised", "alpha + length", "alpha * length"),
     (30, "reward.length_penalised", ".abs()", ""),
-    (31, "batch.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
+    (31, "logps.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
     (32, "run.metrics.step_metrics", "(w > l)", "(w >= l)"),
     (33, "judge.stats.outcomes", "0.5 if a == b", "0.0 if a == b"),
     (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from nanopref import batch as nb
-from nanopref.batch import (CHOSEN, MISMATCHED, REJECTED, Example, batches, by_role, collate, padded_logps, score,
-                            sequence_logps, step_counts)
+from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, Example, batches, collate, step_counts
 from nanopref.bench.steps import packed_logps, response_only_logps
+from nanopref.logps import by_role, padded_logps, predictors, score, sequence_logps
 from nanopref.losses import LOSSES, knobs, reduce
 from nanopref.text import decode, encode_prompt, encode_response
 
@@ -83,7 +83,7 @@ def test_hand_worked_batch():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2]]
     assert batch.example.tolist() == [[1] * 7 + [0] * 3]
     assert batch.segment.tolist() == [[0, 0, 1, 1, 1, 2, 2, 0, 1, 1]]
-    assert batch.predictor.tolist() == [7, 8, 1, 2, 3, 1, 5]  # both 7 and 9 are predicted at the prompt's last token
+    assert predictors(batch).tolist() == [7, 8, 1, 2, 3, 1, 5]  # both 7 and 9 are predicted at the prompt's last token
     assert batch.target.tolist() == [11, 2, 7, 8, 2, 9, 2]
     assert batch.response.tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert batch.lengths.tolist() == [2, 3, 2] and batch.roles.tolist() == [CHOSEN, CHOSEN, REJECTED]

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanopref.batch import score
 from nanopref.bench import growth, memory, setting, start as starting
 from nanopref.errors import UserError
+from nanopref.logps import score
 from nanopref.world import labels
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_importing_a_command_imports_only_what_it_uses():
                 __import__(name)
             return [name for name in sys.modules if name not in known and "." not in name]
         first = added("nanopref.losses", "nanopref.batch", "nanopref.sample", "nanopref.bench.setting")
-        then = added("train_po", "train_rm", "nanopref.judge.policies", "nanopref.judge.compare", "nanopref.judge.look",
+        then = added("train_po", "train_rm", "nanopref.judge.measures", "nanopref.judge.compare", "nanopref.judge.look",
                      "nanopref.judge.judging", "nanopref.bench.__main__")
         print(json.dumps([first, then, "torch._dynamo" in set(sys.modules) - known]))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -129,7 +129,7 @@ def test_full_logits_show_in_a_row(monkeypatch, capsys):
         monkeypatch.setattr(memory, name, value)
     monkeypatch.setattr(memory, "model_of", lambda size, device, **changes: setting.model_of(
         size, device, **{**TINY, **changes}))
-    monkeypatch.setattr("nanopref.batch.LOGITS", 9 * 2 ** 20)
+    monkeypatch.setattr("nanopref.logps.LOGITS", 9 * 2 ** 20)
     monkeypatch.setattr(memory, "pick_device", lambda name: CPU)
     megabytes = {}
     for what in ("padded", "ours"):
@@ -318,9 +318,9 @@ def test_all_ways_train_alike():
 
 def test_what_a_chunked_head_computes_again_is_counted(monkeypatch):
     """In chunks the logits are made again for the backward pass: one product of N x d x V more, on top of the three."""
-    from nanopref.batch import ChunkedLogps
+    from nanopref.logps import ChunkedLogps
     hidden, head = torch.randn(10, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
     target = torch.randint(50, (10,))
-    monkeypatch.setattr("nanopref.batch.LOGITS", 150)
+    monkeypatch.setattr("nanopref.logps.LOGITS", 150)
     counted = setting.flops(lambda: ChunkedLogps.apply(hidden, head, target).sum().backward())
     assert counted == 4 * 2 * 10 * 4 * 50

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from nanopref import losses
-from nanopref.batch import score
 from nanopref.data.examples import encode
 from nanopref.data.files import Row
 from nanopref.errors import UserError
+from nanopref.logps import score
 from nanopref.run.checks import step_0_check
 from nanopref.run.reference import cached_logps
 from nanopref.world import labels

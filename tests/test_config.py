@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from nanopref.errors import UserError
-from nanopref.run import config as config_module
-from nanopref.run import dataset
+from nanopref.run import config as config_module, dataset
 from nanopref.run.config import FILE_BASE, PRETRAINED, REWARD_OPTIONS, STAGES, DataConfig, RunConfig
+from nanopref.run.reuse import run_folder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -40,9 +40,9 @@ def test_the_device_decides_the_precision():
 def test_a_folder_is_named_on_a_device_only():
     config = RunConfig(loss="sft", model="scratch")
     with pytest.raises(ValueError, match="the precision is not known yet"):
-        config.folder(None)
-    assert config.on(CPU).folder(None) != config.on(CUDA).folder(None)
-    assert RunConfig(loss="sft", model="scratch", precision="fp32").folder(None) == config.on(CPU).folder(None)
+        run_folder(config, None)
+    assert run_folder(config.on(CPU), None) != run_folder(config.on(CUDA), None)
+    assert run_folder(RunConfig(loss="sft", model="scratch", precision="fp32"), None) == run_folder(config.on(CPU), None)
 
 
 @pytest.mark.parametrize("settings, stage, defaults", [

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # where this is run as a script
 from test_evaluate import test_measures_by_hand as measures_by_hand
 from test_metrics import test_dpo_step_by_hand as metrics_by_hand
 
-from nanopref import batch, losses, reward, rl
+from nanopref import batch, logps, losses, reward, rl
 from nanopref.losses import Seq
 from nanopref.run import metrics
 from nanopref.world import exact
@@ -117,7 +117,7 @@ def sft_on(model, examples):
     plain = type(model).logits
     model.logits = lambda hidden: kept.setdefault("logits", plain(model, hidden))
     part = batch.collate(examples)
-    w = batch.by_role(part, batch.sequence_logps(model, part))["w"]
+    w = logps.by_role(part, logps.sequence_logps(model, part))["w"]
     loss = losses.reduce(losses.sft(w), n_tokens=w.length.sum().item())
     del model.logits
     kept["logits"].retain_grad()
@@ -126,7 +126,7 @@ def sft_on(model, examples):
     return loss, kept["logits"], kept["hidden"], part
 
 
-@equation(1, "001, autoregressive LM", "L = −(1/T) Σ log P(x_t | x_<t)", "batch.token_logps losses.sft")
+@equation(1, "001, autoregressive LM", "L = −(1/T) Σ log P(x_t | x_<t)", "logps.token_logps losses.sft")
 def test_e01_autoregressive_cross_entropy():
     """The first token stands in for the prompt; T counts the others."""
     text, model = [0, 1, 1, 0, 2, 1], exact.transformer(0)
@@ -172,9 +172,9 @@ def test_e03_sft_trains_on_responses_only():
     nll = [-sum(logp(e)[len(e.prompt) + t - 1, token] for t, token in enumerate(e.responses[0])) for e in examples]
     close(loss, (nll[0] + nll[1]) / 8)
     differs(loss, nll[0] / 6 + nll[1] / 10, by=1e-3)  # the mean of the two means
-    close(losses.sft(batch.by_role(part, batch.sequence_logps(plain, part))["w"]).nll, torch.stack(nll))  # the sums
+    close(losses.sft(logps.by_role(part, logps.sequence_logps(plain, part))["w"]).nll, torch.stack(nll))  # the sums
     trained = torch.zeros_like(hidden[..., 0], dtype=torch.bool).flatten()
-    trained[part.predictor] = True
+    trained[logps.predictors(part)] = True
     moved = hidden.grad.flatten(0, 1).abs().sum(-1) > 0
     assert torch.equal(moved, trained) and trained.sum() == 8  # exactly zero elsewhere: prompt, padding, last token
 
@@ -482,7 +482,7 @@ def test_e19_rewards_one_by_one():
     close(log(*sunk)["rewards/margins"], found["rewards/margins"])
 
 
-@equation(31, "000 (4)", "the log-ratio is a sum over tokens, so its spread grows with length", "batch.sequence_logps")
+@equation(31, "000 (4)", "the log-ratio is a sum over tokens, so its spread grows with length", "logps.sequence_logps")
 def test_e31_spread_grows_with_length():
     """Two unrelated transformers, 200 random texts per length: from 4 to 64 tokens the standard deviation of the sum
     grows by about sqrt(16) = 4, as for independent tokens; each estimate is off by some 5 %. That of the mean falls."""
@@ -493,8 +493,8 @@ def test_e31_spread_grows_with_length():
         texts = torch.randint(0, 3, (200, n), generator=generator(n)).tolist()
         part = batch.collate([batch.Example([0], [text], [0]) for text in texts])
         with torch.no_grad():
-            ratio = batch.token_logps(policy, part) - batch.token_logps(reference, part)
-            total = batch.sequence_logps(policy, part) - batch.sequence_logps(reference, part)
+            ratio = logps.token_logps(policy, part) - logps.token_logps(reference, part)
+            total = logps.sequence_logps(policy, part) - logps.sequence_logps(reference, part)
         close(total, ratio.view(200, n).sum(1), atol=1e-10)
         spread.append(total.std().item())
     assert 3 < spread[1] / spread[0] < 6
@@ -511,8 +511,8 @@ def test_e32_metrics():
 
 
 @equation(33, "004 §5", "mean score, win vs chosen, win vs SFT, KL of the policy's own samples, length",
-          "judge.policies.measure_run judge.policies.answer_measures judge.policies.wins judge.policies.kl_to_start "
-          "judge.policies.pair_accuracy judge.stats.win_rate")
+          "judge.measures.measure_run judge.measures.answer_measures judge.measures.wins judge.measures.kl_to_start "
+          "judge.measures.pair_accuracy judge.stats.win_rate")
 def test_e33_measures(tokenizer, tiny_model):
     """Three answers by hand; ties count 1/2 and are reported. See test_evaluate.py."""
     measures_by_hand(tokenizer, tiny_model)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nanopref.data.files import Row
-from nanopref.judge import policies
-from nanopref.judge.policies import answer_measures, measure_run, sample_answers
+from nanopref.judge import measures
+from nanopref.judge.measures import answer_measures, measure_run, sample_answers
 from nanopref.judge.report import side_by_side
 from nanopref.judge.stats import mean_se, share, wilson, win_rate
 from nanopref.text import decode, encode_prompt, encode_response
@@ -104,8 +104,8 @@ def test_without_pairs_or_a_judge_those_measures_are_absent(tokenizer, tiny_mode
     """Unpaired data of one's own: no accuracy, no gold measures, no crash."""
     rows = [Row(row.prompt, row.chosen, None, row.line) for row in ROWS]
     answers = {"start": said(tokenizer, 4), "policy": said(tokenizer, 3)}
-    for measures in measure_run(tiny_model(0), tiny_model(1), tokenizer, rows, answers, DPO, gold=False).values():
-        assert set(measures) == {"length", "finished", "kl"}
+    for of in measure_run(tiny_model(0), tiny_model(1), tokenizer, rows, answers, DPO, gold=False).values():
+        assert set(of) == {"length", "finished", "kl"}
 
 
 def test_without_a_start_the_answers_alone_are_measured(tokenizer, tiny_model):
@@ -131,7 +131,7 @@ def test_only_a_loss_without_reference_ranks_the_starts_pairs(tokenizer, tiny_mo
 
 
 def test_answers_are_sampled_per_row_and_judged(tokenizer, tiny_model, monkeypatch):
-    monkeypatch.setattr(policies, "MAX_NEW_TOKENS", 12)
+    monkeypatch.setattr(measures, "MAX_NEW_TOKENS", 12)
     model = tiny_model(0).eval()
     given = sample_answers(model, tokenizer, ROWS, seed=0, gold=True)
     assert given == sample_answers(model, tokenizer, ROWS, seed=0, gold=True)

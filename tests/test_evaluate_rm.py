@@ -9,10 +9,10 @@ import torch
 
 from nanopref.errors import UserError
 from nanopref.judge import plots, plots_rm
-from nanopref.judge.readings import read_rm
+from nanopref.judge.in_words import read_rm
+from nanopref.judge.measures_rm import (baselines, calibration, calibration_error, correlation, expected_accuracy,
+                                        interval, length_beyond_gold, measure)
 from nanopref.judge.report_rm import accuracies, calibration_table, extremes, mistakes, report_rm
-from nanopref.judge.reward_models import (baselines, calibration, calibration_error, correlation, expected_accuracy,
-                                          interval, length_beyond_gold, measure)
 from nanopref.run.config import check_reward_options
 from nanopref.world import labels
 

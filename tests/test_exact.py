@@ -6,8 +6,9 @@ import torch
 from torch.testing import assert_close
 
 from nanopref import losses
-from nanopref.batch import Example, score
+from nanopref.batch import Example
 from nanopref.findings.exercises import check
+from nanopref.logps import score
 from nanopref.world import exact
 
 WORLD = exact.world()

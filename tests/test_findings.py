@@ -8,7 +8,7 @@ import torch
 
 from nanopref import reward
 from nanopref.findings import accuracy, common, options, overfit, real_data
-from nanopref.judge import reward_models
+from nanopref.judge import measures_rm
 from nanopref.run.checkpoint import load_model, save_model
 from nanopref.world import labels
 
@@ -95,7 +95,7 @@ def test_judging_is_the_reward_models_own_measure(few, runs, tmp_path):
     assert [(p["reward_chosen"], p["reward_rejected"]) for p in scored] == [pytest.approx(s, abs=1e-5) for s in by_text]
     judged = [common.judge(*common.load(run), tests) for run in runs]
     assert judged[0]["test_ood"]["accuracy"] == sum(w > l for w, l in by_text) / 20
-    assert judged[0]["test_id"]["expected_accuracy"] == reward_models.measure(
+    assert judged[0]["test_id"]["expected_accuracy"] == measures_rm.measure(
         common.scored(model, tokenizer, tests["test_id"]))["expected_accuracy"][0]
     assert common.values(judged, "test_id", "accuracy")[1] == 0  # ties are wrong
     assert common.values(judged, "test_ood", "corr_length")[1] is None

@@ -7,7 +7,7 @@ pytest_plugins = "pytester"
 ROOT = Path(__file__).parent.parent
 # From the ground up: a floor may import from itself and from those below. Modules at the first level of nanopref, its
 # rooms, and the scripts.
-FLOORS = ("errors", "model text losses", "batch sample", "reward rl", "world", "data", "run", "judge",
+FLOORS = ("errors", "model text losses", "batch sample", "logps", "reward rl", "world", "data", "run", "judge",
           "train_po train_rm", "findings bench")
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 SCRIPTS = ("train_po.py", "train_rm.py")
@@ -100,7 +100,7 @@ def test_an_import_that_goes_up_is_noticed():
         "nanopref/batch.py:4", "nanopref/world/gold.py:1", "nanopref/judge/look.py:1",
         "nanopref/run/cli.py:1 is relative", "nanopref/run/cli.py:2"]
     assert lines[0] == ("nanopref/batch.py:4 imports nanopref.run.config: batch is on floor 2 (batch sample), run on "
-                        "floor 6 (run)")
+                        "floor 7 (run)")
     assert upward({**sources(), **planted}) and set(upward(fine)) == set()
 
 

@@ -4,8 +4,9 @@ import contextlib
 import pytest
 import torch
 
-from nanopref import batch as batch_module
-from nanopref.batch import CHOSEN, REJECTED, Example, collate, sequence_logps
+from nanopref import logps as logps_module
+from nanopref.batch import CHOSEN, REJECTED, Example, collate
+from nanopref.logps import sequence_logps
 from nanopref.run.memory import estimate, saved_bytes
 
 
@@ -52,7 +53,7 @@ def test_chunked_logits_are_the_whole_ones_and_are_not_kept(tiny_model, monkeypa
 
     whole, whole_grads = step()
     kept = saved_bytes(lambda: sequence_logps(model, batch))
-    monkeypatch.setattr(batch_module, "LOGITS", 10 * vocabulary + 3)  # chunks of 10 tokens, the last one shorter
+    monkeypatch.setattr(logps_module, "LOGITS", 10 * vocabulary + 3)  # chunks of 10 tokens, the last one shorter
     chunked, grads = step()
     assert len(batch.target) % 10 and (whole - chunked).abs().max() < 1e-12
     assert all((a - b).abs().max() < 1e-9 * (1 + a.abs().max()) for a, b in zip(whole_grads, grads))

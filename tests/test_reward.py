@@ -10,19 +10,21 @@ from test_train import Killed, equal
 
 import train_po
 import train_rm
-from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate, score
+from nanopref.batch import BETWEEN, CHOSEN, REJECTED, Example, collate
 from nanopref.data.examples import encode, length_balanced
 from nanopref.data.files import Row
 from nanopref.errors import UserError
+from nanopref.judge.measures_rm import score_pairs
 from nanopref.judge.report_rm import extremes
-from nanopref.judge.reward_models import score_pairs
 from nanopref.judge.stats import wilson
+from nanopref.logps import score
 from nanopref.model import Config
 from nanopref.reward import (RewardModel, batch_loss, bradley_terry, by_length, by_rank, check_head, d_bradley_terry,
                              d_ranking, ranking, reward_metrics, rewards, score_answers)
-from nanopref.run import config, training
+from nanopref.run import reuse, training
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig, check_reward_options
+from nanopref.run.reuse import run_folder
 from nanopref.text import encode_prompt, encode_response, truncate
 from nanopref.world import labels
 
@@ -219,10 +221,10 @@ def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatc
     users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
              "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
     monkeypatch.setattr(labels, "fingerprint", lambda seed: b"the same")
-    folders = lambda: {user: RunConfig(loss="rm", knobs=knobs, precision="fp32").folder(None)
+    folders = lambda: {user: run_folder(RunConfig(loss="rm", knobs=knobs, precision="fp32"), None)
                        for user, knobs in users.items()}
-    before, source = folders(), config.inspect.getsource
-    monkeypatch.setattr(config.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
+    before, source = folders(), reuse.inspect.getsource
+    monkeypatch.setattr(reuse.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
     after = folders()
     assert [user for user in users if before[user] != after[user]] == [name]
 

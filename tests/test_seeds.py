@@ -13,6 +13,7 @@ from nanopref.errors import UserError
 from nanopref.findings import acceptance, seeds
 from nanopref.findings.seeds import folder_of, over_seeds, train_all
 from nanopref.run.cli import parse_rm
+from nanopref.run.reuse import run_folder
 
 FINDINGS = ("accuracy", "options", "overfit", "best_of_n", "pluralism", "two_by_two", "real_data")
 COMMANDS = {**{name: importlib.import_module(f"nanopref.findings.{name}").main for name in FINDINGS},
@@ -115,11 +116,11 @@ def test_a_folder_is_named_by_the_stages_before_it(start, pairs, tmp_path):
     config = parse_rm(["--data", str(pairs), "--out", str(tmp_path), "--seed", "3", "--precision", "fp32"])
     sft = config.before()
     base = sft.before()
-    assert (config.stage, sft.stage, base.stage, folder_of(base)) == ("rm", "sft", "base", base.folder(None))
+    assert (config.stage, sft.stage, base.stage, folder_of(base)) == ("rm", "sft", "base", run_folder(base, None))
     shutil.copytree(start, folder_of(base) / "model")
-    assert folder_of(sft) == sft.folder(folder_of(base) / "model")
+    assert folder_of(sft) == run_folder(sft, folder_of(base) / "model")
     shutil.copytree(start, folder_of(sft) / "model")
-    assert folder_of(config) == config.folder(folder_of(sft) / "model") != config.folder(None)
+    assert folder_of(config) == run_folder(config, folder_of(sft) / "model") != run_folder(config, None)
 
 
 def test_mean_and_spread_by_hand():

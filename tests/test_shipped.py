@@ -9,9 +9,10 @@ from commands import start_command
 from safetensors.torch import load_file
 
 import train_po
-from nanopref.batch import batches, sequence_logps
+from nanopref.batch import batches
 from nanopref.data.examples import encode
 from nanopref.data.files import read
+from nanopref.logps import sequence_logps
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import SHIPPED_BASE, SHIPPED_SFT, RunConfig
 from nanopref.run.training import Forward, new_optimizer

@@ -9,7 +9,8 @@ import torch
 from test_batch import random_examples
 
 import train_po
-from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, score, sequence_logps
+from nanopref.batch import CHOSEN, MISMATCHED, REJECTED
+from nanopref.logps import score, sequence_logps
 from nanopref.losses import LOSSES
 from nanopref.run.config import RunConfig
 from nanopref.run.training import Forward, new_forward, new_optimizer
@@ -46,7 +47,7 @@ def test_compiled_steps_are_the_same_steps(tiny_model, monkeypatch, logits, back
     shapes, however many chunks their logits are made in."""
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler")
-    monkeypatch.setattr("nanopref.batch.LOGITS", logits)
+    monkeypatch.setattr("nanopref.logps.LOGITS", logits)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     rows = []
     torch._dynamo.reset()

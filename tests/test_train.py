@@ -9,7 +9,7 @@ from commands import is_one_line, run_command, start_command
 from safetensors.torch import load_file
 
 import train_po
-from nanopref import batch as batch_module
+from nanopref import logps
 from nanopref.errors import UserError
 from nanopref.losses import LOSSES
 from nanopref.run import training
@@ -209,7 +209,7 @@ def test_unpaired_data_trains_kto_and_is_refused_by_pair_losses(pairs, start, tm
 
 
 def test_divergence_stops_in_one_line(pairs, start, tmp_path, monkeypatch):
-    nan = lambda model, b: batch_module.sequence_logps(model, b) * float("nan")
+    nan = lambda model, b: logps.sequence_logps(model, b) * float("nan")
     monkeypatch.setattr(train_po, "sequence_logps", nan)
     with pytest.raises(UserError, match="diverged; lower --lr"):
         run(pairs, start, tmp_path)

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 import train_po
-from nanopref.batch import sequence_logps
 from nanopref.bench.memory import above_gradients, is_measured, pairs
 from nanopref.bench.setting import flops, interleaved, model_of, spread
 from nanopref.errors import UserError
 from nanopref.judge.tables import aligned
+from nanopref.logps import sequence_logps
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.run.config import ROOT, SHIPPED_BASE, RunConfig, pick_device
 from nanopref.run.training import Forward, matrix_precision, new_optimizer

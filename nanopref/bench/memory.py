@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch
 
-from nanopref.batch import CHOSEN, REJECTED, Example, collate, padded_logps, sequence_logps
+from nanopref.batch import CHOSEN, REJECTED, Example, collate
 from nanopref.bench.setting import EOS, model_of
 from nanopref.bench.steps import dpo_loss
 from nanopref.errors import UserError
+from nanopref.logps import padded_logps, sequence_logps
 from nanopref.run.cli import Parser, exit_on_user_error
 from nanopref.run.config import ROOT, pick_device
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanopref.batch import CHOSEN, REJECTED, Example, score
+from nanopref.batch import CHOSEN, REJECTED, Example
+from nanopref.logps import score
 from nanopref.model import Config, Transformer
 
 # name -> architecture, pairs a step, lengths in tokens: a prompt's (least, most), a response's (median, least, most).

@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 
 import train_po
-from nanopref.batch import at_least_float32, collate, padded_logps, sequence_logps
+from nanopref.batch import collate
 from nanopref.bench.setting import SIZES, flops, interleaved, model_of, pairs_of, product, ratio, spread, with_reference
+from nanopref.logps import at_least_float32, padded_logps, predictors, sequence_logps
 from nanopref.losses import Seq, dpo, reduce
 from nanopref.run.config import RunConfig
 from nanopref.run.training import Forward, matrix_precision, new_optimizer
@@ -19,7 +20,7 @@ def packed_logps(model, examples) -> torch.Tensor:
     """Packed rows without padding, but a response an example, so the prompt twice, and logits everywhere. (R,)"""
     batch = collate(alone(examples)).to(next(model.parameters()).device)
     logits = model.logits(model(batch.input_ids, batch.position_ids, batch.attn_mask())).flatten(0, 1)
-    logps = at_least_float32(logits).log_softmax(-1)[batch.predictor, batch.target]
+    logps = at_least_float32(logits).log_softmax(-1)[predictors(batch), batch.target]
     return logps.new_zeros(len(batch.lengths)).index_add(0, batch.response, logps)
 
 

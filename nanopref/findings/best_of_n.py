@@ -35,7 +35,7 @@ from tqdm import tqdm
 from nanopref.errors import UserError
 from nanopref.findings.common import sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
-from nanopref.judge.policies import MAX_NEW_TOKENS
+from nanopref.judge.measures import MAX_NEW_TOKENS
 from nanopref.judge.stats import mean_se
 from nanopref.judge.tables import aligned
 from nanopref.reward import score_answers

@@ -6,7 +6,7 @@ import torch
 from nanopref.data.examples import encode
 from nanopref.data.files import read
 from nanopref.findings.seeds import train_all
-from nanopref.judge.reward_models import measure, score_pairs
+from nanopref.judge.measures_rm import measure, score_pairs
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import SHIPPED_SFT
 from nanopref.world import labels
@@ -54,7 +54,7 @@ def load(run: Path):
 
 
 def scored(model, tokenizer, rows) -> list[dict]:
-    """What nanopref/judge/reward_models.py judges, of rows of the world."""
+    """What nanopref/judge/measures_rm.py judges, of rows of the world."""
     pairs, _ = encode(tokenizer, rows, ("w", "l"), model.config.max_position_embeddings)
     return score_pairs(model, pairs, gold=True)
 

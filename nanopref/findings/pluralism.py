@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanopref.batch import score
 from nanopref.data.examples import encode
 from nanopref.data.files import read
 from nanopref.findings.common import N_TEST, sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
-from nanopref.judge.reward_models import expected_accuracy
+from nanopref.judge.measures_rm import expected_accuracy
 from nanopref.judge.stats import mean, outcomes
 from nanopref.judge.tables import aligned
+from nanopref.logps import score
 from nanopref.reward import rewards
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error

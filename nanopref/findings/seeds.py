@@ -12,6 +12,7 @@ from tqdm import tqdm
 from nanopref.errors import UserError
 from nanopref.run.cli import Parser, parse, parse_rm, positive
 from nanopref.run.config import ROOT, RunConfig, pick_device
+from nanopref.run.reuse import run_folder
 
 
 def options(doc: str) -> argparse.ArgumentParser:
@@ -29,8 +30,8 @@ def folder_of(config: RunConfig) -> Path:
     """Where a run of this configuration lives. Every stage before it must be done."""
     config = config.on(pick_device(config.device))
     if config.model in ("base", "sft"):
-        return config.folder(config.shipped_start or folder_of(config.before()) / "model")
-    return config.folder(None if config.model == "scratch" else Path(config.model))
+        return run_folder(config, config.shipped_start or folder_of(config.before()) / "model")
+    return run_folder(config, None if config.model == "scratch" else Path(config.model))
 
 
 def train_all(runs, jobs: int) -> list[Path]:

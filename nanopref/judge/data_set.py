@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from nanopref.batch import at_least_float32, collate
+from nanopref.batch import collate
 from nanopref.data.examples import encode
 from nanopref.judge.stats import outcomes, share
+from nanopref.logps import at_least_float32
 from nanopref.text import encode_response
 
 MAPPED, MAX_LENGTH = 1000, 512  # rows in the map, a seeded sample; tokens of prompt + response there

@@ -20,9 +20,10 @@ import torch
 from tqdm import tqdm
 
 from nanopref import reward
-from nanopref.batch import CHOSEN, Example, score
+from nanopref.batch import CHOSEN, Example
 from nanopref.errors import UserError
 from nanopref.judge.stats import outcomes
+from nanopref.logps import score
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error
 from nanopref.text import decode, encode_prompt, encode_response, truncate

@@ -43,7 +43,7 @@ def curve(ax, metrics, key, color, label=None):
 def training_figure(metrics, answers, best_accuracy, config, path):
     """Loss, log-prob changes, margin, accuracy, answer lengths and gold scores on one page at `path`.
 
-    `answers` is {split: {"start" | "policy": answers}} as nanopref/judge/policies.py samples them.
+    `answers` is {split: {"start" | "policy": answers}} as nanopref/judge/measures.py samples them.
     """
     panels = [_loss, _changes, _margin] if config.stage == "po" else [_loss]
     if any("rewards/accuracies" in m for m in metrics):  # not with unpaired data

@@ -1,8 +1,8 @@
 """The figure of a reward model. Every panel says in its title what to see or what is normal."""
 import math
 
+from nanopref.judge.measures_rm import calibration, interval, measure
 from nanopref.judge.plots import CHOSEN, POLICY, REJECTED, START, curve, plt, save
-from nanopref.judge.reward_models import calibration, interval, measure
 from nanopref.judge.stats import mean, wilson
 from nanopref.judge.tables import plus_minus
 
@@ -13,7 +13,7 @@ SPLITS = (POLICY, "tab:orange", "tab:purple")  # a colour per test split
 def reward_figure(metrics, scored, best_accuracy, config, path):
     """One page at `path`: training, rewards before and after it, reward against length and gold, calibration.
 
-    `metrics` are the rows of metrics.jsonl, `scored` is {split: {"before" | "after": pairs as in reward_models.py}}.
+    `metrics` are the rows of metrics.jsonl, `scored` is {split: {"before" | "after": pairs as in measures_rm.py}}.
     Pictures of single responses show the first split."""
     split, by = next(iter(scored.items()))
     is_balanced = config.knobs["balance_length"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from nanopref.judge.policies import measure_run, sample_answers
-from nanopref.judge.readings import read_run
+from nanopref.judge.in_words import read_run
+from nanopref.judge.measures import measure_run, sample_answers
 from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig

@@ -3,9 +3,9 @@ calibration, extremes and worst mistakes; one figure; and the run read to its us
 import json
 from pathlib import Path
 
-from nanopref.judge.readings import read_rm
+from nanopref.judge.in_words import read_rm
+from nanopref.judge.measures_rm import baselines, calibration, interval, measure
 from nanopref.judge.report import finish, table
-from nanopref.judge.reward_models import baselines, calibration, interval, measure
 from nanopref.judge.tables import aligned
 from nanopref.run.config import RunConfig
 
@@ -22,7 +22,7 @@ GOLD_NOTE = (" Expected accuracy: against fresh labels, without the\nnoise of th
 
 
 def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
-    """Judge a reward model by its scores, {split: {"before" | "after": pairs as in nanopref/judge/reward_models.py}},
+    """Judge a reward model by its scores, {split: {"before" | "after": pairs as in nanopref/judge/measures_rm.py}},
     and write scores.jsonl, figure.png and report.json into `folder`; report.json last, as its presence marks a run as
     done."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

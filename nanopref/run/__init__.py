@@ -1,6 +1,7 @@
 """What a run is made of, from its command line to its folder. What users need to know is in README.md here.
 
-    config.py       what one run is, fully resolved, and the folder it lives in
+    config.py       what one run is, fully resolved; the default learning rates
+    reuse.py        where a run lives, and whether it is there already
     cli.py          the two command lines, and how a command ends in one line where something is wrong
     dataset.py      which rows a run trains on and which it is tested on
     training.py     what both loops share: learning rate, optimiser, checkpoints, giving up

@@ -3,8 +3,9 @@ import math
 
 import torch
 
-from nanopref.batch import by_role, collate, sequence_logps
+from nanopref.batch import collate
 from nanopref.errors import UserError
+from nanopref.logps import by_role, sequence_logps
 from nanopref.losses import LOSSES, grad_of, reduce
 
 

@@ -1,30 +1,24 @@
 """What one training run is: its configuration, with defaults resolved and mistakes refused."""
 import dataclasses
 import functools
-import hashlib
-import inspect
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from nanopref import losses, reward
-from nanopref.data.examples import length_balanced
+from nanopref import losses
 from nanopref.data.hub import data_files
 from nanopref.errors import UserError
 from nanopref.run import distributed
-from nanopref.run.checkpoint import digest
-from nanopref.world import labels
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED_BASE = ROOT / "data" / "base"
 SHIPPED_SFT = ROOT / "data" / "sft"  # of seed 0, made by: python train_po.py --loss sft
 
 # Per stage: learning rate, epochs, pairs (or texts) per optimiser step. The learning rate decides nearly everything:
-# every loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see the
-# README).
+# every loss gains at 3e-5, DPO still at 1e-4, while SimPO, with nothing to hold it, begins to break at 5e-5 (see
+# nanopref/findings/README.md).
 STAGES = {"base": dict(lr=2e-3, epochs=2, batch_size=64),
           "sft": dict(lr=3e-4, epochs=3, batch_size=32),
           "po": dict(lr=3e-5, epochs=1, batch_size=32),
@@ -91,14 +85,9 @@ class DataConfig:
         return {**files, "test": given.get("test", given["train"])} if given else files
 
 
-# Fields that do not change the weights, or whose effect is hashed otherwise: the data files, the start model.
-NOT_DECIDING = ("device", "compile", "gradient_checkpointing", "fresh", "resume", "out", "model", "data", "test_data",
-                "prompts", "strict")
-
-
 @dataclass
 class RunConfig(DataConfig):
-    """Everything that decides the weights that come out, and a few things that do not (NOT_DECIDING). Whatever is not
+    """Everything that decides the weights that come out, and a few things that do not (reuse.NOT_DECIDING). Whatever is not
     given gets the default of the run's stage; only the precision waits for the device: see `on`."""
     loss: str                    # a key of losses.LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
     knobs: dict = field(default_factory=dict)  # of the loss; of "rm" its REWARD_OPTIONS
@@ -189,43 +178,6 @@ class RunConfig(DataConfig):
         if self.model == "sft" and self.seed == 0 and self.fresh not in ("base", "sft"):
             return SHIPPED_SFT
         return None
-
-    def is_done(self, folder: Path) -> bool:
-        """Whether `folder` holds this run with its report, on as many test prompts as asked for."""
-        if self.fresh is not None or not (folder / "report.json").exists():
-            return False
-        return json.loads((folder / "config.json").read_text())["prompts"] >= self.prompts
-
-    def loss_code(self) -> list:
-        """The functions that are the loss of this run, those of an option only where it is used."""
-        if self.stage != "rm":
-            return [losses.LOSSES[self.loss].fn, losses.LOSSES[self.loss].grad]
-        options = {reward.ranked_pairs: self.knobs["ranking"] > 2,
-                   reward.length_normalised: self.knobs["length_alpha"] is not None,
-                   reward.length_penalised: self.knobs["length_penalty"], length_balanced: self.knobs["balance_length"]}
-        return [reward.batch_loss, reward.ranking, reward.bradley_terry, reward.by_length,
-                *(function for function, is_used in options.items() if is_used)]
-
-    def folder(self, start: Path | None) -> Path:
-        """Where this run lives: named by loss, seed and a fingerprint of all that decides its weights, the model folder
-        `start`, the data and the loss's own code included. Another setting is another folder: nothing is overwritten.
-        ValueError before the precision is known: it is part of the name.
-        """
-        if self.precision is None:
-            raise ValueError("the precision is not known yet: take config.on(device)")
-        decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_DECIDING}
-        source = "".join(inspect.getsource(function) for function in self.loss_code())  # may be under work
-        fingerprint = hashlib.sha256((json.dumps(decides, sort_keys=True) + source).encode())
-        if start:
-            fingerprint.update(digest(start).encode())
-        if self.data == "world":
-            fingerprint.update(labels.fingerprint(self.seed))
-        else:
-            for split, path in self.files.items():
-                fingerprint.update(f"{split} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-        name = "base" if self.stage == "base" else f"{self.loss}-seed{self.seed}"
-        return Path(self.out) / Path(self.data).name.split(".")[0] / f"{name}-{fingerprint.hexdigest()[:6]}"
-
 
 def check_at_least_1(config, *names) -> None:
     """UserError for a field of `config` that is given and below 1."""

@@ -9,7 +9,8 @@ import sys
 
 import torch
 
-from nanopref.batch import LOGITS, collate
+from nanopref.batch import collate
+from nanopref.logps import LOGITS
 from nanopref.model import rope_tables
 
 try:

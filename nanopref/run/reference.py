@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from nanopref.batch import score
+from nanopref.logps import score
 from nanopref.run.checkpoint import digest
 from nanopref.run.distributed import from_main, is_main, shared
 

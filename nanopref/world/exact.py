@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanopref.batch import Example, collate, sequence_logps
+from nanopref.batch import Example, collate
+from nanopref.logps import sequence_logps
 from nanopref.losses import Seq
 from nanopref.model import Config, Transformer
 from nanopref.reward import bradley_terry

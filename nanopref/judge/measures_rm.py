@@ -11,9 +11,9 @@ import re
 import torch
 import torch.nn.functional as F
 
-from nanopref.batch import score
 from nanopref.errors import UserError
 from nanopref.judge.stats import mean_se, share, wilson
+from nanopref.logps import score
 from nanopref.reward import rewards
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward

@@ -2,7 +2,7 @@
 empty where there is nothing to say."""
 import math
 
-from nanopref.judge.reward_models import interval
+from nanopref.judge.measures_rm import interval
 from nanopref.judge.stats import difference, mean
 
 FEW = 30  # pairs: on fewer, a judge that is right in 90 % may well be right on all (0.9^29 = 5 %)

@@ -19,9 +19,10 @@ import math
 
 import torch
 
-from nanopref.batch import CHOSEN, Example, by_role, collate, score
+from nanopref.batch import CHOSEN, Example, collate
 from nanopref.data.examples import encode
 from nanopref.judge.stats import mean_se, win_rate
+from nanopref.logps import by_role, score
 from nanopref.losses import LOSSES
 from nanopref.run.distributed import is_main, rank, shared
 from nanopref.sample import generate
@@ -133,5 +134,5 @@ def pair_accuracy(policy, start, tokenizer, rows, config) -> list[float] | None:
 
 
 def _logps(model, examples) -> list:
-    """batch.score, its work shared by the processes."""
+    """logps.score, its work shared by the processes."""
     return shared(lambda own: score(model, own), examples)
