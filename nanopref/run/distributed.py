@@ -55,7 +55,7 @@ def let_main_speak() -> None:
     """For a process that fails. Mostly the main one fails of the same cause, or did so first: it says why, and torchrun
     ends the others while they wait here. Who is still alive after this has something of its own to say."""
     if not is_main():
-        time.sleep(3)
+        time.sleep(10)  # a busy machine starts processes seconds apart
 
 
 def wait() -> None:
