@@ -162,8 +162,11 @@ def learnt(loss, world: World, weight: Tensor, steps: int = 1000) -> Tensor:
 def score_functions(logp: Tensor, parameters) -> Tensor:
     """grad log pi(y|x) of every response, (X, Y, P), by one backward pass each; P numbers in all `parameters`."""
     parameters = list(parameters)
-    rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in logp.flatten()]
-    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).view(*logp.shape, -1)
+    scores = []
+    for value in logp.flatten():
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True)  # one of each parameter's shape
+        scores.append(torch.cat([gradient.flatten() for gradient in gradients]))  # (P,)
+    return torch.stack(scores).view(*logp.shape, -1)
 
 
 def policy_gradient(logp: Tensor, scores: Tensor, advantage: Tensor, behaviour: Tensor | None = None
