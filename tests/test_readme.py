@@ -43,7 +43,7 @@ COMMANDS = [(without_comment(line), path) for path in READMES if path != CHINESE
 FIRST, SECOND = COMMANDS[0][0], COMMANDS[1][0]
 # What makes a command small enough for a test. Everything else about it stays as printed.
 SMALL = {"train_po.py": ["--rows", "64", "--prompts", "6"], "train_rm.py": ["--rows", "64"],
-         "nanopref.judge.look": ["--rows", "64"], "nanopref.judge.judges": ["--rows", "6"], "nanopref.judge.compare": [],
+         "nanopref.judge.look": ["--rows", "64"], "nanopref.judge.judging": ["--rows", "6"], "nanopref.judge.compare": [],
          **{f"nanopref.findings.{name}": ["--seeds", "1", "--rows", "64"]
             for name in ("accuracy", "options", "overfit", "pluralism", "real_data")},
          "nanopref.findings.two_by_two": ["--seeds", "1", "--rows", "64", "--prompts", "6"],

@@ -9,8 +9,8 @@
     plots_rm.py       the figure of a reward model
     in_words.py       a run in words: what moved, whether that is normal, what to try
     tables.py         how every table is printed
-    judges.py         gold reward, reward model and language model behind one interface (a command)
-    judging.py        that command: all judges on the same pairs, and how far each can be trusted
+    judges.py         gold reward, reward model and language model behind one interface
+    judging.py        all judges on the same pairs, and how far each can be trusted (a command)
     look.py           a preference data set in words and pictures before anybody trains on it (a command)
     data_set.py       its numbers: lengths, words of each side, hidden states
     plots_data.py     its figure

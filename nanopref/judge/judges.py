@@ -1,8 +1,8 @@
 """Judges of answers: which of two is better? One interface, and how far to trust each where the truth is known.
 
-    python -m nanopref.judge.judges                                      # gold and the shipped base model, on the world
-    python -m nanopref.judge.judges --judges gold reward:RUN lm-compare:DIR lm-score:DIR --split test_ood --rows 500
-    python -m nanopref.judge.judges --data my.jsonl --judges reward:RUN  # against the labels of a file's held-out rows
+    python -m nanopref.judge.judging                                     # gold and the shipped base model, on the world
+    python -m nanopref.judge.judging --judges gold reward:RUN lm-compare:DIR lm-score:DIR --split test_ood --rows 500
+    python -m nanopref.judge.judging --data my.jsonl --judges reward:RUN  # against the labels of a file's held-out rows
 
     gold            the embedded world's true reward
     reward:DIR      a reward model of train_rm.py; DIR alone is the same
@@ -25,7 +25,6 @@ from nanopref.errors import UserError
 from nanopref.judge.stats import outcomes
 from nanopref.logps import score
 from nanopref.run.checkpoint import load_model
-from nanopref.run.cli import exit_on_user_error
 from nanopref.text import decode, encode_prompt, encode_response, truncate
 from nanopref.world import labels
 from nanopref.world.gold import gold_reward
@@ -207,8 +206,3 @@ def make(spec, device="cpu", seed=0) -> Judge:
     judge = Untrained(path, device, seed) if kind == "untrained" else KINDS[kind](path, device)
     judge.name = f"{kind} {path.parent.name if path.name == 'model' else path.name}"
     return judge
-
-
-if __name__ == "__main__":
-    from nanopref.judge.judging import main  # the command, which needs what stands above
-    exit_on_user_error(main)

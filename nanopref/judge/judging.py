@@ -1,4 +1,4 @@
-"""The command `python -m nanopref.judge.judges`: all judges on the same pairs, what came out as a table and in words,
+"""The command `python -m nanopref.judge.judging`: all judges on the same pairs, what came out as a table and in words,
 and a figure of what the order of the answers does to those who compare."""
 import argparse
 import time
@@ -10,14 +10,14 @@ from nanopref.judge.judges import Comparing, Gold, averaged, make
 from nanopref.judge.stats import mean, mean_se, share
 from nanopref.judge.tables import aligned, interval, plus_minus
 from nanopref.run import dataset
-from nanopref.run.cli import Parser
+from nanopref.run.cli import Parser, exit_on_user_error
 from nanopref.run.config import SHIPPED_BASE, DataConfig, pick_device
 from nanopref.world import labels
 
 
 def options() -> Parser:
     """The command line."""
-    p = Parser(prog="nanopref.judge.judges", description=kinds.__doc__,
+    p = Parser(prog="nanopref.judge.judging", description=kinds.__doc__,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--judges", nargs="+", metavar="JUDGE", help="see above (default: gold; the base model, both ways)")
     p.add_argument("--data", default="world", metavar="FILE", help="preferences; judged are the rows that train_rm.py "
@@ -161,3 +161,7 @@ def figure(judged, path):
         ax.set_title(f"{one['name']}\ndashed: only the answers count\nabove it the first answer is favoured",
                      fontsize=10)
     save(fig, path)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
