@@ -25,7 +25,7 @@ from nanopref.run.checks import step_0_check
 from nanopref.run.cli import exit_on_user_error, parse
 from nanopref.run.config import ARCHITECTURE, ROOT, VOCABULARY, RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, gathered, is_main, rank, size, together
-from nanopref.run.memory import estimate, in_words
+from nanopref.run.memory import estimate, in_words, keep_freed_memory
 from nanopref.run.metrics import step_metrics
 from nanopref.run.reference import cached_logps
 from nanopref.run.reuse import is_done, run_folder
@@ -56,6 +56,7 @@ def train(config: RunConfig) -> Path:
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)
+    keep_freed_memory(device)
     torch.manual_seed(config.seed)
 
     # 2. Data, policy and reference.

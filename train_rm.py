@@ -26,7 +26,7 @@ from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error, parse_rm
 from nanopref.run.config import RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
-from nanopref.run.memory import estimate, in_words
+from nanopref.run.memory import estimate, in_words, keep_freed_memory
 from nanopref.run.reuse import is_done, run_folder
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 from train_po import start_from
@@ -44,6 +44,7 @@ def train(config: RunConfig) -> Path:
         print(f"rm: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)
+    keep_freed_memory(device)
     torch.manual_seed(config.seed)  # decides the new head
 
     # 2. Data, trunk and head.
