@@ -8,7 +8,6 @@
     torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/run/distributed.py
 """
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,12 +22,12 @@ from nanopref.run import dataset, distributed
 from nanopref.run.checkpoint import load_model, new_model
 from nanopref.run.checks import step_0_check
 from nanopref.run.cli import exit_on_user_error, parse
-from nanopref.run.config import ARCHITECTURE, ROOT, VOCABULARY, RunConfig, pick_device
+from nanopref.run.config import ARCHITECTURE, VOCABULARY, RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, gathered, is_main, rank, size, together
 from nanopref.run.memory import estimate, in_words, keep_freed_memory
 from nanopref.run.metrics import step_metrics
 from nanopref.run.reference import cached_logps
-from nanopref.run.reuse import is_done, run_folder
+from nanopref.run.reuse import about_shipped, identity, is_done
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 
 
@@ -39,7 +38,7 @@ def start_from(config: RunConfig) -> Path | None:
     if config.model not in ("base", "sft"):
         return model_folder(config.model)
     if config.shipped_start:
-        print(f"{config.model} model: the one shipped in {config.shipped_start.relative_to(ROOT)}")
+        print(about_shipped(config))
         return config.shipped_start
     return train(config.before()) / "model"
 
@@ -51,8 +50,9 @@ def train(config: RunConfig) -> Path:
     config = config.on(device)
     distributed.start(device)
     start = start_from(config)
-    folder = run_folder(config, start)
-    if from_main(lambda: is_done(config, folder)):
+    this = identity(config, start)
+    folder = this.folder
+    if from_main(lambda: is_done(config, this)):
         print(f"{config.stage}: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)
@@ -81,8 +81,7 @@ def train(config: RunConfig) -> Path:
     # 3. Step-0 check and loop.
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        described = {**asdict(config), "start": start and str(start)}
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(this.described(config, start), indent=2) + "\n")
     loop(config, folder, policy, tokenizer, examples, autocast)
 
     # 4. Report.

@@ -10,7 +10,6 @@ The reward model is the transformer with one number in place of the vocabulary, 
 trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
 """
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from nanopref.run.cli import exit_on_user_error, parse_rm
 from nanopref.run.config import RunConfig, pick_device
 from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
 from nanopref.run.memory import estimate, in_words, keep_freed_memory
-from nanopref.run.reuse import is_done, run_folder
+from nanopref.run.reuse import identity, is_done
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 from train_po import start_from
 
@@ -39,8 +38,9 @@ def train(config: RunConfig) -> Path:
     config = config.on(device)
     distributed.start(device)
     start = start_from(config)
-    folder = run_folder(config, start)
-    if from_main(lambda: is_done(config, folder)):
+    this = identity(config, start)
+    folder = this.folder
+    if from_main(lambda: is_done(config, this)):
         print(f"rm: done already, reusing {folder}")
         return folder
     autocast = matrix_precision(config, device)
@@ -69,7 +69,7 @@ def train(config: RunConfig) -> Path:
     # 3. Loop, between two judgements.
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({**asdict(config), "start": str(start)}, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(this.described(config, start), indent=2) + "\n")
     score_own = lambda pairs: score_pairs(model, pairs, splits.gold)
     with autocast:
         before = {name: shared(score_own, test) for name, test in tests.items()}

@@ -212,7 +212,7 @@ def test_mistakes_in_text():
 
 
 def config(**options):
-    return SimpleNamespace(loss="rm", knobs=check_reward_options(options), data="world", seed=0)
+    return SimpleNamespace(loss="rm", stage="rm", knobs=check_reward_options(options), data="world", seed=0)
 
 
 def reported(folder, scored, best, accuracy=0.6):

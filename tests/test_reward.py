@@ -21,12 +21,10 @@ from nanopref.logps import score
 from nanopref.model import Config
 from nanopref.reward import (RewardModel, batch_loss, bradley_terry, by_length, by_rank, check_head, d_bradley_terry,
                              d_ranking, ranking, reward_metrics, rewards, score_answers)
-from nanopref.run import reuse, training
+from nanopref.run import training
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig, check_reward_options
-from nanopref.run.reuse import run_folder
 from nanopref.text import encode_prompt, encode_response, truncate
-from nanopref.world import labels
 
 
 def test_loss_by_hand():
@@ -213,20 +211,6 @@ def test_balanced_lengths_predict_nothing():
 def test_options_that_make_no_sense(knobs, message):
     with pytest.raises(UserError, match=message):
         check_reward_options(knobs)
-
-
-@pytest.mark.parametrize("name", ["ranked_pairs", "length_normalised", "length_penalised", "length_balanced"])
-def test_the_code_of_an_option_decides_about_runs_with_it_alone(name, monkeypatch):
-    """Under another name a run is trained again: that of a plain one must stay when only an option's code changes."""
-    users = {"plain": {}, "ranked_pairs": {"ranking": 3}, "length_normalised": {"length_alpha": 0.0},
-             "length_penalised": {"length_penalty": 0.1}, "length_balanced": {"balance_length": True}}
-    monkeypatch.setattr(labels, "fingerprint", lambda seed: b"the same")
-    folders = lambda: {user: run_folder(RunConfig(loss="rm", knobs=knobs, precision="fp32"), None)
-                       for user, knobs in users.items()}
-    before, source = folders(), reuse.inspect.getsource
-    monkeypatch.setattr(reuse.inspect, "getsource", lambda f: source(f) + "# changed" * (f.__name__ == name))
-    after = folders()
-    assert [user for user in users if before[user] != after[user]] == [name]
 
 
 def run(pairs, start, out, **changes):

@@ -1,5 +1,6 @@
 """Runs over seeds: which are started when, what is reused, and what a mistake on the command line says."""
 import importlib
+import json
 import shutil
 import subprocess
 import time
@@ -13,7 +14,7 @@ from nanopref.errors import UserError
 from nanopref.findings import acceptance, seeds
 from nanopref.findings.seeds import folder_of, over_seeds, train_all
 from nanopref.run.cli import parse_rm
-from nanopref.run.reuse import run_folder
+from nanopref.run.reuse import report_code, run_folder
 
 FINDINGS = ("accuracy", "options", "overfit", "best_of_n", "pluralism", "two_by_two", "real_data")
 COMMANDS = {**{name: importlib.import_module(f"nanopref.findings.{name}").main for name in FINDINGS},
@@ -102,9 +103,9 @@ def test_what_is_done_is_reused_and_not_trained_again(start, pairs, tmp_path, mo
     """train_rm.py itself says so of the folder that is named here."""
     arguments = ["--model", start, "--data", pairs, "--out", tmp_path]
     config = parse_rm(list(map(str, arguments)))
-    folder_of(config).mkdir(parents=True)
-    for name in ("config.json", "report.json"):
-        (folder_of(config) / name).write_text('{"prompts": 200}')
+    shutil.copytree(start, folder_of(config) / "model")
+    (folder_of(config) / "config.json").write_text('{"prompts": 200}')
+    (folder_of(config) / "report.json").write_text(json.dumps({"code": report_code(config)}))
     monkeypatch.setattr(seeds.subprocess, "run", lambda command, **_: SimpleNamespace(
         returncode=0, trained=train_rm.train(parse_rm(command[2:]))))
     assert train_all([("train_rm.py", arguments)], 1) == [folder_of(config)]

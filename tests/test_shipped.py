@@ -1,4 +1,7 @@
-"""The SFT model that ships is what the command that is said to have made it makes, from the base model that ships."""
+"""The SFT model that ships is what the command that is said to have made it makes, from the base model that ships.
+
+`PYTHONPATH=. python tests/test_shipped.py` writes data/base/code.txt and data/sft/code.txt, which say what code makes these models:
+run it where the slow test passes."""
 import json
 import math
 from contextlib import nullcontext
@@ -15,6 +18,7 @@ from nanopref.data.files import read
 from nanopref.logps import sequence_logps
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import SHIPPED_BASE, SHIPPED_SFT, RunConfig
+from nanopref.run.reuse import training_code
 from nanopref.run.training import Forward, new_optimizer
 
 LOG = [json.loads(line) for line in (SHIPPED_SFT / "metrics.jsonl").read_text().splitlines()]
@@ -86,3 +90,21 @@ def test_its_command_makes_it_again(tmp_path):
     apart, moved = (math.sqrt(sum((other[name] - shipped[name]).square().sum().item() for name in shipped))
                     for other in (made, base))
     assert apart < 1e-3 * moved
+
+
+def code_files() -> dict:
+    """{file: what it must say}"""
+    made = {SHIPPED_BASE: RunConfig(loss="sft", model="scratch"), SHIPPED_SFT: RunConfig(loss="sft")}
+    return {folder / "code.txt": "".join(f"{sha}  {file}\n" for file, sha in training_code(config).items())
+            for folder, config in made.items()}
+
+
+@pytest.mark.slow
+def test_the_code_that_it_names_is_this_one():
+    for file, code in code_files().items():
+        assert file.read_text() == code, "where the test above passes: PYTHONPATH=. python tests/test_shipped.py"
+
+
+if __name__ == "__main__":
+    for file, code in code_files().items():
+        file.write_text(code)

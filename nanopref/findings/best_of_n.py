@@ -39,8 +39,10 @@ from nanopref.judge.measures import MAX_NEW_TOKENS
 from nanopref.judge.stats import mean_se
 from nanopref.judge.tables import aligned
 from nanopref.reward import score_answers
-from nanopref.run.checkpoint import load_model
+from nanopref.run.checkpoint import digest, load_model
 from nanopref.run.cli import exit_on_user_error, positive
+from nanopref.run.reuse import hash_of
+from nanopref.run.source import code_of
 from nanopref.sample import generate
 from nanopref.text import decode, encode_prompt
 from nanopref.world import labels
@@ -144,7 +146,8 @@ def main(argv=None) -> None:
     torch.set_num_threads(args.jobs)
     by_seed, different = [], []
     for seed in tqdm(seeds, "sampling and scoring"):
-        path = folder / f"samples-{start[seed].parent.name}-{len(prompts)}x{N}.jsonl"
+        made_by = hash_of([digest(start[seed]), code_of("nanopref.findings.best_of_n.draw"), prompts, N, seed])
+        path = folder / f"samples-{made_by[:6]}.jsonl"
         path = path if path.exists() else write_rows(path, draw(start[seed], prompts, N, seed))
         samples = [(prompt, tuple(ids)) for prompt, ids in map(json.loads, path.open())]
         different.append(len(set(samples)) / len(prompts))

@@ -17,10 +17,9 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 
 
 def write_rows(path: Path, rows) -> Path:
-    """Rows as JSONL, once: a file that is there has been made by the same command. Returns the path."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labels.write_rows(path, rows)
+    """Rows as JSONL, in a folder that is made where it is missing. Returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels.write_rows(path, rows)
     return path
 
 

@@ -11,6 +11,7 @@ from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig
 from nanopref.run.distributed import is_main
+from nanopref.run.reuse import report_code
 
 # measure, label, digits
 ROWS = (("score", "gold score", 2), ("win_vs_chosen", "win vs chosen", 2), ("ties_vs_chosen", "  of these ties", 2),
@@ -31,7 +32,7 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
               "last_step": metrics[-1], "measures": {}}
     if config.stage == "base":
         if is_main():
-            finish(folder, result)
+            finish(folder, result, config)
         return
     policy.eval()
     start = None
@@ -61,7 +62,7 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
     print()
     training_figure(metrics, answers, splits.best_accuracy, config, folder / "figure.png")
     print(f"report: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
-    finish(folder, result)
+    finish(folder, result, config)
 
 
 def write_answers(path, answers, splits) -> None:
@@ -78,8 +79,9 @@ def write_answers(path, answers, splits) -> None:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def finish(folder, result):
-    """Writes report.json in one step: its presence is what marks a run as done."""
+def finish(folder, result, config):
+    """Writes report.json in one step, as its presence is what marks a run as done; with the code that made it."""
+    result["code"] = report_code(config)
     partial = folder / "report.json.tmp"
     partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     partial.replace(folder / "report.json")

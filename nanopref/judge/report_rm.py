@@ -47,7 +47,7 @@ def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
     print(f"scores: {folder / 'scores.jsonl'}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     finish(folder, {"config": {"loss": "rm", "knobs": config.knobs, "data": config.data, "seed": config.seed},
                     "last_step": metrics[-1], "measures": measures, "best_accuracy": best, "baselines": trivial,
-                    "calibration": {split: calibration(pairs) for split, pairs in after.items()}, "reading": reading})
+                    "calibration": {split: calibration(pairs) for split, pairs in after.items()}, "reading": reading}, config)
 
 
 def accuracies(measures, trivial, best_accuracy) -> str:

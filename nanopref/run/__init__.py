@@ -2,6 +2,7 @@
 
     config.py       what one run is, fully resolved; the default learning rates
     reuse.py        where a run lives, and whether it is there already
+    source.py       the code that a result stands on, so that an edit makes a new run
     cli.py          the two command lines, and how a command ends in one line where something is wrong
     dataset.py      which rows a run trains on and which it is tested on
     training.py     what both loops share: learning rate, optimiser, checkpoints, giving up

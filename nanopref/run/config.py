@@ -87,8 +87,8 @@ class DataConfig:
 
 @dataclass
 class RunConfig(DataConfig):
-    """Everything that decides the weights that come out, and a few things that do not (reuse.NOT_DECIDING). Whatever is not
-    given gets the default of the run's stage; only the precision waits for the device: see `on`."""
+    """Everything that decides the weights that come out, and a few things that do not (reuse.NOT_DECIDING). Whatever is
+    not given gets the default of the run's stage; only the precision waits for the device: see `on`."""
     loss: str                    # a key of losses.LOSSES, or "rm": the Bradley-Terry reward model of train_rm.py
     knobs: dict = field(default_factory=dict)  # of the loss; of "rm" its REWARD_OPTIONS
     model: str | None = None     # "scratch", "base", "sft", a folder or a model on the hub

@@ -12,15 +12,17 @@ from tqdm import tqdm
 from nanopref.logps import score
 from nanopref.run.checkpoint import digest
 from nanopref.run.distributed import from_main, is_main, shared
+from nanopref.run.source import code_of
 
 
 def cached_logps(start: Path, reference, examples, cache: Path, autocast, precision: str, fresh) -> list:
     """The examples with `ref_logps` filled in (nats, summed). The key of the cache is the reference's folder, the token
-    ids (so data, template and length limits) and the precision: another of any is another file.
+    ids (so data, template and length limits), the precision and the code that computes: another of any is another file.
 
     `reference` is the policy before its first step: a second model is never in memory while training."""
+    code = code_of("nanopref.logps.score", "nanopref.run.checkpoint.load_model")
     ids = [[e.prompt, e.responses] for e in examples]
-    key = hashlib.sha256(json.dumps([digest(start), precision, ids]).encode())
+    key = hashlib.sha256(json.dumps([digest(start), precision, ids, code]).encode())
     path = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
     flat = None
     if from_main(path.exists) and not fresh:  # one answer for all

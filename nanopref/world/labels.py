@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanopref.world.gold import PARTS, gold_reward
 from nanopref.world.language import questions
-from nanopref.world.writers import WRITERS, corpus, demonstrations, draw, write
+from nanopref.world.writers import WRITERS, demonstrations, draw, write
 
 TEMPERATURE = 1.0  # P(response 1 preferred) = sigmoid((gold_1 - gold_2) / TEMPERATURE)
 
@@ -95,11 +95,6 @@ def rankings(split: str, n: int, k: int, seed: int) -> list[dict]:
 
 SIZES = {"demonstrations": 5000, "train": 6000, "test_id": 200, "test_ood": 200}
 EXAMPLES = {"demonstrations": 100, "train": 100, "test_id": 100, "test_ood": 100}  # those committed in data/examples
-
-
-def fingerprint(seed: int) -> bytes:
-    """Bytes that change when what the world writes changes: a run made from another world is another run."""
-    return json.dumps([SIZES, pairs("train", 200, seed), demonstrations(200, seed), corpus(200, 0)]).encode()
 
 
 def write_rows(path: Path, rows) -> None:
