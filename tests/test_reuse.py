@@ -69,6 +69,8 @@ EDITS = [  # module, old (once in it), new; what must be made again, all of it a
     ("world.labels", "TEMPERATURE = 1.0", "TEMPERATURE = 2.0", LABELS),
     ("world.gold", "OVER_REFUSED = -1.5", "OVER_REFUSED = -1.0", LABELS),
     ("world.writers", '"plain"', '"plane"', f"sft, {LABELS}"),
+    ("world.language", 'str(a) for a in range(10)', 'str(a + 1) for a in range(10)', f"base, sft, {LABELS}"),
+    ("losses", "def knobs(name: str)", 'LOSSES["mine"] = Loss(dpo, d_ipo, True, True)\n\n\ndef knobs(name: str)', ""),
     ("world.exact", "MAX_LENGTH = 4", "MAX_LENGTH = 5", ""),
 ]
 

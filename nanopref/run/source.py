@@ -86,15 +86,20 @@ def definition(module: str, source: str, name: str) -> tuple[str, list[str]]:
 
 @cache
 def definitions(source: str) -> dict:
-    """{name: statements that define it} on the first level of a module; under "" those that define nothing."""
+    """{name: statements that define it or add to it, as LOSSES["x"] = ... and FACTS.update(...) do} on the first level of
+    a module; under "" the other statements."""
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)) or is_docstring(node) or is_main_guard(node):
             continue
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names = {node.name}
+        elif isinstance(node, ast.Expr):
+            names = {part.id for part in named(node)[:1]}
         else:  # also inside a try or an if
             names = {part.id for part in named(node) if isinstance(part.ctx, ast.Store)}
+            names |= {part.value.id for part in ast.walk(node) if isinstance(part, (ast.Subscript, ast.Attribute))
+                      and isinstance(part.ctx, ast.Store) and isinstance(part.value, ast.Name)}
         for name in names or {""}:
             found.setdefault(name, []).append(node)
     return found
