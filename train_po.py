@@ -7,9 +7,9 @@
     python train_po.py --loss dpo --model DIR --data my.jsonl  # on a pretrained model, a Hugging Face folder
     torchrun --nproc_per_node=2 train_po.py --loss dpo         # on two GPUs: see nanopref/run/distributed.py
 """
-import json
 from pathlib import Path
 
+import nanopref  # noqa: F401  before torch: see there what Ctrl-C does while that is imported
 import torch
 
 from nanopref.batch import collate, step_counts
@@ -23,11 +23,12 @@ from nanopref.run.checkpoint import load_model, new_model
 from nanopref.run.checks import step_0_check
 from nanopref.run.cli import exit_on_user_error, parse
 from nanopref.run.config import ARCHITECTURE, VOCABULARY, RunConfig, pick_device
-from nanopref.run.distributed import averaging, from_main, gathered, is_main, rank, size, together
+from nanopref.run.disk import alone_in, begin
+from nanopref.run.distributed import averaging, from_main, gathered, rank, size, together
 from nanopref.run.memory import estimate, in_words, keep_freed_memory
 from nanopref.run.metrics import step_metrics
 from nanopref.run.reference import cached_logps
-from nanopref.run.reuse import about_shipped, identity, is_done
+from nanopref.run.reuse import Identity, about_shipped, identity, is_done
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 
 
@@ -51,11 +52,15 @@ def train(config: RunConfig) -> Path:
     distributed.start(device)
     start = start_from(config)
     this = identity(config, start)
-    folder = this.folder
-    if from_main(lambda: is_done(config, this)):
-        print(f"{config.stage}: done already, reusing {folder}")
-        return folder
-    autocast = matrix_precision(config, device)
+    with alone_in(this.folder):
+        if not from_main(lambda: is_done(config, this)):
+            run(config, device, start, this)
+    return this.folder
+
+
+def run(config: RunConfig, device, start: Path | None, this: Identity) -> None:
+    """What is left to do of the run: all of it, or from its checkpoint on, or its report."""
+    folder, autocast = this.folder, matrix_precision(config, device)
     keep_freed_memory(device)
     torch.manual_seed(config.seed)
 
@@ -79,14 +84,11 @@ def train(config: RunConfig) -> Path:
         examples = cached_logps(start, policy, examples, cache, autocast, config.precision, config.fresh)
 
     # 3. Step-0 check and loop.
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(this.described(config, start), indent=2) + "\n")
+    begin(folder, this.described(config, start))
     loop(config, folder, policy, tokenizer, examples, autocast)
 
     # 4. Report.
     report(config, folder, start, policy, tokenizer, splits, autocast)
-    return folder
 
 
 def loop(config: RunConfig, folder: Path, policy, tokenizer, examples, autocast) -> None:

@@ -9,9 +9,9 @@
 The reward model is the transformer with one number in place of the vocabulary, read at a response's last token and
 trained on -log sigmoid(r_chosen - r_rejected). Out comes folder/model, a Hugging Face classifier with one label.
 """
-import json
 from pathlib import Path
 
+import nanopref  # noqa: F401  before torch: see there what Ctrl-C does while that is imported
 import torch
 
 from nanopref.batch import collate
@@ -24,9 +24,10 @@ from nanopref.run import dataset, distributed
 from nanopref.run.checkpoint import load_model
 from nanopref.run.cli import exit_on_user_error, parse_rm
 from nanopref.run.config import RunConfig, pick_device
+from nanopref.run.disk import alone_in, begin
 from nanopref.run.distributed import averaging, from_main, is_main, rank, shared, size, together
 from nanopref.run.memory import estimate, in_words, keep_freed_memory
-from nanopref.run.reuse import identity, is_done
+from nanopref.run.reuse import Identity, identity, is_done
 from nanopref.run.training import Checkpoints, announce, matrix_precision, new_forward, new_optimizer, updates
 from train_po import start_from
 
@@ -39,11 +40,15 @@ def train(config: RunConfig) -> Path:
     distributed.start(device)
     start = start_from(config)
     this = identity(config, start)
-    folder = this.folder
-    if from_main(lambda: is_done(config, this)):
-        print(f"rm: done already, reusing {folder}")
-        return folder
-    autocast = matrix_precision(config, device)
+    with alone_in(this.folder):
+        if not from_main(lambda: is_done(config, this)):
+            run(config, device, start, this)
+    return this.folder
+
+
+def run(config: RunConfig, device, start: Path, this: Identity) -> None:
+    """What is left to do of the run: all of it, or from its checkpoint on, or its report."""
+    folder, autocast = this.folder, matrix_precision(config, device)
     keep_freed_memory(device)
     torch.manual_seed(config.seed)  # decides the new head
 
@@ -67,9 +72,7 @@ def train(config: RunConfig) -> Path:
                             lambda batch: rewards(model, batch), autocast)))
 
     # 3. Loop, between two judgements.
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(this.described(config, start), indent=2) + "\n")
+    begin(folder, this.described(config, start))
     score_own = lambda pairs: score_pairs(model, pairs, splits.gold)
     with autocast:
         before = {name: shared(score_own, test) for name, test in tests.items()}
@@ -80,7 +83,6 @@ def train(config: RunConfig) -> Path:
     # 4. Report.
     if is_main():
         report_rm(config, folder, {name: {"before": before[name], "after": after[name]} for name in tests}, splits)
-    return folder
 
 
 def length_rule(options, examples) -> dict | None:

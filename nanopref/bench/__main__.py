@@ -32,6 +32,7 @@ from nanopref.errors import UserError
 from nanopref.judge.tables import aligned
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.run.config import ROOT, pick_device
+from nanopref.run.disk import write_json
 
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40)}
 PARTS = ("steps", "memory", "sampling", "start")
@@ -74,8 +75,7 @@ def main(argv=None) -> None:
                 sys.exit(done.returncode)
             figures[title] = json.loads(done.stdout.splitlines()[-1])
             print(table(figures[title]))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(figures, indent=1) + "\n")
+            write_json(path, figures)
     print(f"\nall figures: {path}")
 
 

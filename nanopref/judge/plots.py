@@ -5,16 +5,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from nanopref.judge.stats import mean
+from nanopref.run.disk import write
 
 CHOSEN, REJECTED, START, POLICY = "tab:green", "tab:red", "0.55", "tab:blue"
 
 
 def save(fig, path):
     """Writes a figure to `path`, whose folder is made, closes it and says where it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for ax in fig.axes:
         ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=110)
+    write(path, lambda partial: fig.savefig(partial, dpi=110))
     plt.close(fig)
     print(f"figure: {path}")
 

@@ -10,6 +10,7 @@ from nanopref.judge.measures import measure_run, sample_answers
 from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig
+from nanopref.run.disk import write_json, write_jsonl
 from nanopref.run.distributed import is_main
 from nanopref.run.reuse import report_code
 
@@ -67,24 +68,20 @@ def report(config: RunConfig, folder: Path, start_folder, policy, tokenizer, spl
 
 def write_answers(path, answers, splits) -> None:
     """All answers, {split: {"start" | "policy": answers}}, as JSONL."""
-    with path.open("w") as file:
-        for split, by in answers.items():
-            for who, given in by.items():
-                for asked, a in zip(splits.tests[split], given):
-                    n = len(asked.prompt)  # messages; of one the text, of more all of them, as {"role", "content"}
-                    row = {"split": split, "who": who, "prompt": a["prompt"] if n == 1 else asked.prompt,
-                           "n_messages": n, "answer": a["text"], "finished": a["finished"]}
-                    if splits.gold:
-                        row["gold"] = a["gold"]["total"]
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = []
+    for split, by in answers.items():
+        for who, given in by.items():
+            for asked, a in zip(splits.tests[split], given):
+                n = len(asked.prompt)  # messages; of one the text, of more all of them, as {"role", "content"}
+                rows.append({"split": split, "who": who, "prompt": a["prompt"] if n == 1 else asked.prompt,
+                             "n_messages": n, "answer": a["text"], "finished": a["finished"],
+                             **({"gold": a["gold"]["total"]} if splits.gold else {})})
+    write_jsonl(path, rows)
 
 
 def finish(folder, result, config):
     """Writes report.json in one step, as its presence is what marks a run as done; with the code that made it."""
-    result["code"] = report_code(config)
-    partial = folder / "report.json.tmp"
-    partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    partial.replace(folder / "report.json")
+    write_json(folder / "report.json", {**result, "code": report_code(config)})
 
 
 def table(measures: dict, names: dict, best_accuracy: dict,

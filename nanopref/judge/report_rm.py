@@ -8,6 +8,7 @@ from nanopref.judge.measures_rm import baselines, calibration, interval, measure
 from nanopref.judge.report import finish, table
 from nanopref.judge.tables import aligned
 from nanopref.run.config import RunConfig
+from nanopref.run.disk import write_jsonl
 
 RM_ROWS = (("accuracy", "pair accuracy", 2), ("expected_accuracy", "expected accuracy", 2),
            ("reward_mean", "reward mean", 2), ("reward_std", "reward std", 2), ("margin", "margin", 2),
@@ -37,17 +38,15 @@ def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
              mistakes(after[first], first),
              "What happened\n" + "\n".join(f"- {line}" for line in reading)]
     print("\n" + "\n\n".join(parts) + "\n")
-    with (folder / "scores.jsonl").open("w") as file:
-        for split, by in scored.items():
-            for who, pairs in by.items():
-                for pair in pairs:
-                    file.write(json.dumps({"split": split, "who": who, **pair}, ensure_ascii=False) + "\n")
+    write_jsonl(folder / "scores.jsonl", [{"split": split, "who": who, **pair} for split, by in scored.items()
+                                          for who, pairs in by.items() for pair in pairs])
     from nanopref.judge.plots_rm import reward_figure  # matplotlib takes a second to import
     reward_figure(metrics, scored, best, config, folder / "figure.png")
     print(f"scores: {folder / 'scores.jsonl'}\nreport: {folder / 'report.json'}\nmodel:  {folder / 'model'}")
     finish(folder, {"config": {"loss": "rm", "knobs": config.knobs, "data": config.data, "seed": config.seed},
                     "last_step": metrics[-1], "measures": measures, "best_accuracy": best, "baselines": trivial,
-                    "calibration": {split: calibration(pairs) for split, pairs in after.items()}, "reading": reading}, config)
+                    "calibration": {split: calibration(pairs) for split, pairs in after.items()}, "reading": reading},
+           config)
 
 
 def accuracies(measures, trivial, best_accuracy) -> str:

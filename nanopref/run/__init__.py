@@ -10,6 +10,7 @@
     checks.py       the step-0 check: a wrong reference, precision or gradient stops the run before it costs anything
     metrics.py      what one line of metrics.jsonl holds
     memory.py       memory of a step, estimated before and measured after
+    disk.py         files that are whole or not there; one process on a run at a time
     checkpoint.py   model folders in Hugging Face's layout, and the state that --resume reads
     hf_config.py    config.json, to and from our Config
     distributed.py  what several processes do together under torchrun

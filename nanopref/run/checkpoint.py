@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from nanopref.errors import UserError
 from nanopref.model import Config, Transformer
 from nanopref.reward import RewardModel, check_head
+from nanopref.run.disk import write, writing
 from nanopref.run.hf_config import config_from_json, config_to_json
 from nanopref.text import CHAT_TEMPLATE, IM_END, IM_START, ChatTokenizer, train_tokenizer
 
@@ -48,22 +49,28 @@ def save_model(model, tokenizer, folder, training=None):
                leave the weights of one step beside the optimizer of another
     """
     folder, new, old = Path(folder), sibling(folder, ".new"), sibling(folder, ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    with writing(folder):
+        write_folder(model, tokenizer, new, training)
+        if folder.exists():
+            drop_old(folder)  # left by a save that was killed
+            os.replace(folder, old)
+        os.replace(new, folder)
+        drop_old(folder)
+
+
+def write_folder(model, tokenizer, folder, training) -> None:
+    """save_model's files, in place of whatever is in `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     dtype = str(model.model["norm"].weight.dtype).removeprefix("torch.")
     head = {"groups": model.groups, "length_rule": model.length_rule} if isinstance(model, RewardModel) else {}
     described = {**config_to_json(model.config), **head, "torch_dtype": dtype}
-    (new / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})  # transformers 4 refuses a file without it
-    tokenizer.save(new)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers 4 refuses a file without it
+    tokenizer.save(folder)
     if training is not None:
-        save_state(new, *training)
-    if folder.exists():
-        drop_old(folder)  # left by a save that was killed
-        os.replace(folder, old)
-    os.replace(new, folder)
-    drop_old(folder)
+        save_state(folder, *training)
 
 
 def current(folder):
@@ -74,7 +81,7 @@ def current(folder):
 
 def has_model(folder):
     """Whether there is a model under `folder`, as `current` finds it."""
-    return (current(folder) / "config.json").exists()
+    return (current(folder) / "config.json").exists() and any(current(folder).glob("*.safetensors"))
 
 
 def find(folder, name):
@@ -254,9 +261,7 @@ def save_state(folder, optimizer, step):
     """Writes the optimizer's moments and the number of steps done into an existing folder."""
     tensors = {f"{index}.{name}": tensor.contiguous() for index, state in optimizer.state_dict()["state"].items()
                for name, tensor in state.items()}
-    partial = Path(folder) / (STATE + ".tmp")
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, Path(folder) / STATE)
+    write(Path(folder) / STATE, lambda partial: save_file(tensors, partial, metadata={"step": str(step)}))
 
 
 def load_state(folder, optimizer):

@@ -1,5 +1,6 @@
 """The command lines of train_po.py and train_rm.py, and how every command ends: in one line if something is wrong."""
 import argparse
+import signal
 import sys
 
 import torch
@@ -167,6 +168,7 @@ def positive(text: str) -> int:
 
 def exit_on_user_error(main):
     """Run `main`; a UserError becomes one line and exit code 2, Ctrl-C a hint at --resume."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see nanopref/__init__.py
     try:
         main()
         distributed.stop()

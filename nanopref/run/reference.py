@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nanopref.logps import score
 from nanopref.run.checkpoint import digest
+from nanopref.run.disk import write
 from nanopref.run.distributed import from_main, is_main, shared
 from nanopref.run.source import code_of
 
@@ -37,9 +38,6 @@ def cached_logps(start: Path, reference, examples, cache: Path, autocast, precis
             logps = shared(lambda own: score(reference, own, progress=progress), examples)
         flat = [x for each in logps for x in each]
         if is_main():
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".tmp")
-            save_file({"ref_logps": torch.tensor(flat)}, partial)
-            partial.replace(path)
+            write(path, lambda partial: save_file({"ref_logps": torch.tensor(flat)}, partial))
     values = iter(flat)
     return [replace(e, ref_logps=[next(values) for _ in e.responses]) for e in examples]

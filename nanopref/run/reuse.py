@@ -20,7 +20,8 @@ NOT_DECIDING = ("device", "compile", "gradient_checkpointing", "fresh", "resume"
 NOT_TRAINING = ("train_po.start_from", "nanopref.judge", "nanopref.errors", "nanopref.losses.LOSSES",
                 "nanopref.run.cli", "nanopref.run.checks", "nanopref.run.config.RunConfig",
                 "nanopref.run.config.DataConfig", "nanopref.run.config.pick_device", "nanopref.run.memory",
-                "nanopref.run.reuse", "nanopref.run.source", "nanopref.run.training.announce")
+                "nanopref.run.reuse", "nanopref.run.source", "nanopref.run.disk",
+                "nanopref.run.training.announce")
 NOT_IN_REPORT = ("nanopref.errors", "nanopref.run.cli", "nanopref.run.config.RunConfig", "nanopref.losses.LOSSES")
 
 
@@ -105,10 +106,13 @@ def is_done(config: RunConfig, this: Identity) -> bool:
     UserError for --resume where the run that was interrupted is one of other code."""
     if config.fresh is None and (report := read_json(this.folder / "report.json")) and has_model(this.folder / "model"):
         if not (files := changed(report_code(config), report.get("code", {}))):
-            return read_json(this.folder / "config.json").get("prompts", 0) >= config.prompts
+            enough = read_json(this.folder / "config.json").get("prompts", 0) >= config.prompts
+            if enough:
+                print(f"{config.stage}: done already, reusing {this.folder}")
+            return enough
         print(f"{config.stage}: {this.folder} is trained; its report is made again, since another version of "
               f"{in_words(files)} made it")
-    elif not this.folder.exists():
+    elif not (this.folder / "config.json").exists():
         latest_first = sorted(others(this).items(), key=lambda other: -other[0].stat().st_mtime)
         for folder, made in latest_first[:1]:
             files = changed(this.code, made.get("code", {}))
@@ -133,8 +137,8 @@ def in_words(files: list[str]) -> str:
 
 
 def about_shipped(config: RunConfig) -> str:
-    """Which model that ships with the project this run starts from, and what has changed since that was made: code.txt in
-    its folder has the hashes of then."""
+    """Which model that ships with the project this run starts from, and what has changed since that was made: code.txt
+    in its folder has the hashes of then."""
     then = dict(reversed(line.split()) for line in (config.shipped_start / "code.txt").read_text().splitlines())
     line = f"{config.model} model: the one shipped in {config.shipped_start.relative_to(ROOT)}"
     if files := changed(training_code(config.before()), then):

@@ -86,8 +86,8 @@ def definition(module: str, source: str, name: str) -> tuple[str, list[str]]:
 
 @cache
 def definitions(source: str) -> dict:
-    """{name: statements that define it or add to it, as LOSSES["x"] = ... and FACTS.update(...) do} on the first level of
-    a module; under "" the other statements."""
+    """{name: statements that define it or add to it, as LOSSES["x"] = ... and FACTS.update(...) do} on the first level
+    of a module; under "" the other statements."""
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)) or is_docstring(node) or is_main_guard(node):

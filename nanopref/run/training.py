@@ -1,6 +1,5 @@
 """What the loops of train_po.py and train_rm.py share: their outer half, learning rate, checkpoints, giving up."""
 import json
-import shutil
 import time
 
 import torch
@@ -9,6 +8,7 @@ from tqdm import tqdm
 from nanopref.batch import batches
 from nanopref.errors import UserError
 from nanopref.run.checkpoint import has_model, load_model, load_state, save_model, sibling
+from nanopref.run.disk import remove, write, writing
 from nanopref.run.distributed import is_main, parallel, wait
 from nanopref.run.memory import peak_in_words
 
@@ -124,7 +124,7 @@ class Checkpoints:
         """(step to go on from, tokens seen): `steps` if training is complete and only its report is missing, the
         checkpoint's with --resume, else 0. UserError for a checkpoint without --resume: it is not thrown away
         unasked."""
-        rows = self.log.read_text().splitlines(True) if self.log.exists() else []
+        rows = self.log.read_text(encoding="utf-8").splitlines(True) if self.log.exists() else []
         has_checkpoint, source, step = has_model(self.path), None, 0
         if config.fresh is None and len(rows) == steps and has_model(self.folder / "model"):
             source, step = self.folder / "model", steps
@@ -133,6 +133,10 @@ class Checkpoints:
                             "the folder to start again")
         elif has_checkpoint and config.resume:
             source, step = self.path, load_state(self.path, self.optimizer)
+            self.check_log(rows, step)
+        self.complete = source == self.folder / "model"
+        if config.resume and not source:
+            print(f"--resume: nothing to resume in {self.folder}, so this begins at step 0")
         if source:
             self.policy.load_state_dict(load_model(source)[0].state_dict())
             print(f"resuming at step {step} of {steps}")
@@ -140,31 +144,46 @@ class Checkpoints:
         if is_main():
             if not source:
                 self.drop()
-                shutil.rmtree(self.folder / "model", ignore_errors=True)
-            self.log.write_text("".join(rows[:step]))
-            (self.folder / "report.json").unlink(missing_ok=True)  # from here on this run is no longer done
+                remove(self.folder / "model")
+            write(self.log, "".join(rows[:step]))
         return step, json.loads(rows[step - 1])["tokens"] if step else 0
+
+    def check_log(self, rows, step) -> None:
+        """UserError where the log does not reach as far as the checkpoint, as after a power cut."""
+        if len(rows) < step:
+            raise UserError(f"{self.log} has {len(rows)} rows, but the checkpoint beside it was made after step "
+                            f"{step}: rows are lost. Delete {self.folder} to start again")
+        for number, row in enumerate(rows[:step], 1):
+            try:
+                json.loads(row)["tokens"]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{self.log}: row {number} is damaged. Delete {self.folder} to start again") from None
 
     def after(self, step, row) -> None:
         """Logs one step's `row`, and saves if it is time."""
         if not is_main():
             return
-        with self.log.open("a") as log:
+        with writing(self.log), self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
-        began = time.time()
-        if began - self.saved_at > max(SAVE_EVERY, 20 * self.took):
+        if self.is_due(step):
+            began = time.time()
             save_model(self.policy, self.tokenizer, self.path, (self.optimizer, step + 1))
             self.saved_at, self.took = time.time(), time.time() - began
+
+    def is_due(self, step) -> bool:
+        """Whether it is time to save."""
+        return time.time() - self.saved_at > max(SAVE_EVERY, 20 * self.took)
 
     def finish(self) -> None:
         """Writes folder/model; the checkpoint has done its duty."""
         self.policy.eval()
         if is_main():
-            save_model(self.policy, self.tokenizer, self.folder / "model")
+            if not self.complete:
+                save_model(self.policy, self.tokenizer, self.folder / "model")
             self.drop()
         wait()
 
     def drop(self) -> None:
         """Deletes the checkpoint, and what a save killed between its renames has left of the one before."""
-        for path in (self.path, sibling(self.path, ".old")):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.path, sibling(self.path, ".old"), sibling(self.path, ".new")):
+            remove(path)
