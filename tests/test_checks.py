@@ -1,5 +1,6 @@
 """The step-0 check stops what it should and passes every loss; the reference's log-probs are found again."""
 import contextlib
+import functools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from nanopref.data.examples import encode
 from nanopref.data.files import Row
 from nanopref.errors import UserError
 from nanopref.logps import score
+from nanopref.run.checkpoint import load_model
 from nanopref.run.checks import step_0_check
+from nanopref.run.config import SHIPPED_SFT
 from nanopref.run.reference import cached_logps
 from nanopref.world import labels
 
@@ -25,7 +28,7 @@ def setting(name, tokenizer, tiny_model):
     policy = tiny_model(0, torch.float32)
     examples, _ = encode(tokenizer, ROWS, losses.LOSSES[name].inputs, 128)
     examples = [replace(e, ref_logps=ref) for e, ref in zip(examples, score(policy, examples))]
-    return policy, examples, SimpleNamespace(loss=name, knobs=losses.knobs(name), precision="fp32")
+    return policy, examples, SimpleNamespace(loss=name, knobs=losses.knobs(name), precision="fp32", out="runs")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -39,15 +42,55 @@ def test_every_loss_passes_and_the_policy_is_left_alone(tokenizer, tiny_model, c
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_a_policy_that_is_not_the_reference_is_refused(tokenizer, tiny_model, name):
     policy, examples, config = setting(name, tokenizer, tiny_model)
-    with pytest.raises(UserError, match="step-0 check: loss"):
+    with pytest.raises(UserError, match="step-0 check: the policy's log-probs .* --fresh run computes runs/cache"):
         step_0_check(tiny_model(1, torch.float32), examples, config)
 
 
 def test_a_missing_reference_is_refused(tokenizer, tiny_model):
     """Its log-probs are NaN, and NaN compares as false with everything."""
     policy, examples, config = setting("dpo", tokenizer, tiny_model)
-    with pytest.raises(UserError, match="step-0 check: loss"):
+    with pytest.raises(UserError, match="step-0 check: the policy's log-probs .* --fresh run computes runs/cache"):
         step_0_check(policy, [replace(e, ref_logps=None) for e in examples], config)
+
+
+WRONG_BY = {"the chosen by 1 nat": lambda i: 1.0 if i % 2 == 0 else 0.0, "by +1 and -1 nat": lambda i: (-1.0) ** i,
+            "all by 3 nats": lambda i: 3.0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("wrong", WRONG_BY)
+def test_a_reference_that_is_off_is_refused(tokenizer, tiny_model, wrong, precision):
+    """Also where DPO would not see it, as a shift of all cancels, and in bf16 as on a GPU."""
+    policy, examples, config = setting("dpo", tokenizer, tiny_model)
+    config.precision = precision
+    moved = [replace(e, ref_logps=[ref + WRONG_BY[wrong](i) for i, ref in enumerate(e.ref_logps)]) for e in examples]
+    step_0_check(policy, examples, config)
+    with pytest.raises(UserError, match="step-0 check: the policy's log-probs"):
+        step_0_check(policy, moved, config)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in losses.LOSSES.items() if entry.reference])
+def test_a_loss_and_a_gradient_that_both_forget_the_reference_are_refused(tokenizer, tiny_model, monkeypatch, name):
+    policy, examples, config = setting(name, tokenizer, tiny_model)
+    entry, bare = losses.LOSSES[name], lambda seqs: [s._replace(ref_logp=0 * s.ref_logp) for s in seqs]
+    forgetful = entry._replace(fn=functools.wraps(entry.fn)(lambda *seqs, **knobs: entry.fn(*bare(seqs), **knobs)),
+                               grad=lambda *seqs, **knobs: entry.grad(*bare(seqs), **knobs))
+    monkeypatch.setitem(losses.LOSSES, name, forgetful)
+    with pytest.raises(UserError, match="must not know the difference"):
+        step_0_check(policy, examples, config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_another_packing_in_bf16_passes(batch_size):
+    """What rounding does between the batches that the reference was scored in and the first of training."""
+    policy, tokenizer = load_model(SHIPPED_SFT, dtype=torch.float32)
+    rows = [Row(({"role": "user", "content": r["question"]},), r["response_1"], r["response_2"], 1)
+            for r in labels.pairs("train", 48, seed=0)]
+    examples, _ = encode(tokenizer, rows, ("w", "l"), 512)
+    config = SimpleNamespace(loss="dpo", knobs=losses.knobs("dpo"), precision="bf16", out="runs")
+    with torch.autocast("cpu", torch.bfloat16):
+        examples = [replace(e, ref_logps=ref) for e, ref in zip(examples, score(policy, examples))]
+        step_0_check(policy, examples[:batch_size], config)
 
 
 @pytest.mark.parametrize("name, side", [(name, side) for name, entry in losses.LOSSES.items()
