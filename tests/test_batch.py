@@ -50,6 +50,18 @@ def test_packed_equals_plain_in_value_and_in_every_gradient(tiny_model, monkeypa
         assert_close(a, b, **EXACT)
 
 
+def test_chunks_under_autocast_give_the_gradient_of_the_whole(tiny_model, monkeypatch):
+    """The head's is a float32 sum over chunks of bf16 products: 1e-2 of its norm, bf16 having 8 bits."""
+    model, batch, results = tiny_model().float(), collate(random_examples([2] * 6)), []
+    for logits in (2 ** 24, 5 * 400):
+        monkeypatch.setattr("nanopref.logps.LOGITS", logits)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sequence_logps(model, batch).sum()
+        results.append(torch.autograd.grad(loss, list(model.parameters())))
+    for whole, chunks in zip(*results):
+        assert (whole - chunks).norm() < 2e-2 * whole.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("logps_of", [packed_logps, response_only_logps, lambda model, examples: sequence_logps(
     model, collate(examples))], ids=["no padding", "response-only head", "shared prompt"])

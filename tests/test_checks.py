@@ -132,8 +132,9 @@ def cached(tokenizer, tiny_model, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text("{}")
 
-    def call(reference, examples, fresh=False):
-        scored = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), "fp32", fresh)
+    def call(reference, examples, fresh=False, precision="fp32"):
+        scored = cached_logps(tmp_path, reference, examples, tmp_path / "cache", contextlib.nullcontext(), precision,
+                              fresh)
         return [e.ref_logps for e in scored]
 
     call.files = lambda: sorted((tmp_path / "cache").glob("*"))
@@ -153,7 +154,7 @@ def test_a_second_call_reads_the_same_numbers_from_the_file(cached, capsys):
         cached(None, cached.examples, fresh=True)  # fresh computes in any case
 
 
-def test_other_tokens_or_other_weights_are_another_file(cached):
+def test_other_tokens_weights_or_precision_are_another_file(cached):
     cached(cached.model, cached.examples)
     e = cached.examples[0]
     for changed in (replace(e, prompt=[*e.prompt[:-1], 5]), replace(e, responses=[e.responses[0], e.responses[1][1:]])):
@@ -162,6 +163,8 @@ def test_other_tokens_or_other_weights_are_another_file(cached):
     cached.weights.write_bytes(b"other weights")
     cached(cached.model, cached.examples)
     assert len(cached.files()) == 4
+    cached(cached.model, cached.examples, precision="bf16")
+    assert len(cached.files()) == 5
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other content", "cut off"])

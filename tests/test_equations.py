@@ -240,6 +240,7 @@ def test_e10_gae_and_clipped_surrogate():
     returns = torch.stack([sum(gamma ** k * rewards[t + k] for k in range(T - t)) for t in range(T)])
     close(rl.gae(rewards, values, gamma, 1.0), returns - values)
     close(rl.gae(rewards, values, gamma, 0.0), torch.stack(delta))
+    close(rl.gae(rewards, values, lam=1.0)[0], rewards.sum() - values[0])  # nothing is discounted unless asked for
     with pytest.raises(ValueError, match="one shape"):
         rl.gae(rewards, F.pad(values, (0, 1)), gamma, lam)  # V_T is 0, and not passed
 

@@ -143,6 +143,28 @@ def test_answers_are_sampled_per_row_and_judged(tokenizer, tiny_model, monkeypat
         assert answer["gold"] == gold_reward(answer["prompt"], answer["text"])
 
 
+def test_answers_are_sampled_at_temperature_07_from_the_top_95_percent(tokenizer, tiny_model, monkeypatch):
+    """First tokens of 600 answers to one prompt, against the probabilities that arXiv:2407.15229 (section 5) asks for: none
+    from outside the set, and a mean log-prob within four standard errors. At temperature 1 it would be 12 below."""
+    monkeypatch.setattr(measures, "MAX_NEW_TOKENS", 1)
+    model, row = tiny_model(3).eval(), ROWS[0]
+    logits = model.logits(model(torch.tensor([encode_prompt(tokenizer, row.prompt)])))[0, -1].detach()
+    probs, order = (logits / 0.7).softmax(-1).sort(descending=True)
+    kept = probs * (probs.cumsum(-1) - probs < 0.95)
+    wanted = torch.zeros_like(probs).scatter(0, order, kept / kept.sum())
+    drawn = torch.tensor([a["ids"][0] for a in sample_answers(model, tokenizer, [row] * 600, 0, gold=False)])
+    assert (wanted[drawn] > 0).all()
+    surprise = -wanted.clamp(min=1e-300).log()
+    mean, sd = (wanted * surprise).sum(), (wanted * (surprise - (wanted * surprise).sum()) ** 2).sum().sqrt()
+    assert abs(surprise[drawn].mean() - mean) < 4 * sd / math.sqrt(600)
+
+
+def test_a_tie_of_the_implicit_rewards_is_not_right(tokenizer, tiny_model):
+    """A policy that is its own reference prefers nothing: all rewards are 0."""
+    model = tiny_model(0).eval()
+    assert measures.pair_accuracy(model, model, tokenizer, ROWS, DPO) == [0.0, 0.0]
+
+
 def test_prompts_longer_than_the_context_are_cut_on_the_left(tokenizer, tiny_model):
     """Conversations of one's own may be longer than the model: the end of the prompt and room for an answer are kept,
     and the answer is scored after the prompt it was given to."""

@@ -522,3 +522,12 @@ def test_table_shows_computed_values():
     rows = {line.split()[0]: line.split() for line in losses.table().splitlines() if line}
     assert rows["dpo"][1:6] == ["yes", "yes", "0.6931", "-0.0500", "0.0500"]
     assert rows["simpo"][1:4] == ["no", "yes", "1.4633"]
+
+
+def test_the_odds_are_exact_up_to_the_last_float():
+    """At p = 1 - 1e-5 and at 1 - 1e-12 the odds are 1e5 and 1e12; only at 1 itself are they held."""
+    for short in (1e-5, 1e-12):
+        logp = torch.tensor([math.log1p(-short)], dtype=torch.float64, requires_grad=True)
+        odds = losses.log_odds(losses.Seq(logp, None, torch.tensor([1])))
+        assert odds.item() == pytest.approx(-math.log(short), rel=1e-3)
+        assert torch.autograd.grad(odds, logp)[0].item() == pytest.approx(1 / short, rel=1e-3)

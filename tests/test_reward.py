@@ -111,6 +111,20 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_pairs_and_rankings():
         assert batch_loss(r, mixed_batch(), margin, center).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_a_label_against_the_scores_lowers_what_is_demanded():
+    """Chosen with score 1 over rejected with score 3: at half a nat a point it may stay 1 nat behind."""
+    batch = collate([Example([1, 2], [[3, 4], [5]], [CHOSEN, REJECTED], scores=[1.0, 3.0])])
+    assert batch_loss(torch.tensor([0.0, 1.0]), batch, margin=0.5).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_new_head_knows_next_to_nothing(start):
+    """Its probabilities are near 1/2, so that the first loss is near log 2 whatever the trunk."""
+    torch.manual_seed(0)
+    model, _ = load_model(start, reward=True)
+    states = torch.randn(1000, model.config.hidden_size)  # of the size that the last norm gives them
+    assert 0.05 < model.score(states).std() < 0.3
+
+
 def test_the_accuracy_of_rankings_is_over_all_their_pairs():
     """Of the ranking 5, 1, 2 two pairs of three are right, best against worst among them; of the pairs 1, 0 and 2, 2
     one: 3 of 5 pairs. Means are over the best, 1, 5, 2, and the worst, 0, 2, 2."""
