@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tests that go with a file, beside those that are named like it; the others are not run.
 TESTS = {"model": "transformers equations", "logps": "batch step equations", "losses": "equations", "rl": "equations",
          "examples": "data", "files": "data", "formats": "data", "labels": "world", "gold": "world", "language": "world",
-         "writers": "world", "training": "optimisation train disk", "reference": "checks train reuse",
+         "writers": "world", "training": "optimisation train", "reference": "checks train reuse",
          "dataset": "train data", "config": "train seeds", "reuse": "train seeds", "measures": "evaluate",
-         "measures_rm": "evaluate_rm", "stats": "evaluate", "compare": "judges", "train_po": "optimisation train step",
+         "measures_rm": "evaluate_rm", "stats": "evaluate", "compare": "judges", "train_po": "optimisation step train",
          "train_rm": "optimisation reward", "reward": "evaluate_rm", "metrics": "equations", "text": "data",
          "checkpoint": "reward disk", "exact": "equations", "batch": "optimisation"}
 

@@ -512,8 +512,8 @@ def test_e32_metrics():
 
 
 @equation(33, "004 §5", "mean score, win vs chosen, win vs SFT, KL of the policy's own samples, length",
-          "judge.measures.measure_run judge.measures.answer_measures judge.measures.wins judge.measures.kl_to_start "
-          "judge.measures.pair_accuracy judge.stats.win_rate")
+          "judge.measures.measure_run judge.measures.answer_values judge.measures.wins judge.measures.kl_to_start "
+          "judge.measures.pair_accuracy judge.stats.outcomes")
 def test_e33_measures(tokenizer, tiny_model):
     """Three answers by hand; ties count 1/2 and are reported. See test_evaluate.py."""
     measures_by_hand(tokenizer, tiny_model)

@@ -7,7 +7,7 @@ import torch
 
 from nanopref.data.files import Row
 from nanopref.judge import measures
-from nanopref.judge.measures import answer_measures, measure_run, sample_answers
+from nanopref.judge.measures import answer_values, clusters_of, measure_run, summary, sample_answers
 from nanopref.judge.report import side_by_side
 from nanopref.judge.stats import mean_se, share, wilson, win_rate
 from nanopref.text import decode, encode_prompt, encode_response
@@ -41,7 +41,7 @@ def plain_logp(model, prompt, response):
 def test_mean_and_its_standard_error_by_hand():
     """1 2 3 6: mean 3, squared deviations 4 1 0 9, variance 14 / 3, standard error sqrt(14 / 3 / 4)."""
     assert mean_se([1, 2, 3, 6]) == pytest.approx([3.0, math.sqrt(14 / 12)], rel=1e-12)
-    assert mean_se([5.0]) == [5.0, 0.0]
+    assert mean_se([5.0]) == [5.0, None]  # of one value nobody knows
 
 
 def test_a_share_counts_a_tie_as_half():
@@ -62,7 +62,8 @@ def test_measures_by_hand(tokenizer, tiny_model):
     answers = {"start": said(tokenizer, 4), "policy": said(tokenizer, 3)}
     given = answers["policy"]
     given[2]["finished"] = False
-    result = measure_run(policy, start, tokenizer, ROWS, answers, DPO, gold=True)["policy"]
+    measures = measure_run(policy, start, tokenizer, ROWS, answers, DPO, gold=True)
+    result = measures["policy"]
     score, n = 2.8 / 3, 3
     variance = ((2 - score) ** 2 + (-2 - score) ** 2 + (2.8 - score) ** 2) / (n - 1)
     half = [0.5, math.sqrt(1 / 12)]
@@ -70,9 +71,13 @@ def test_measures_by_hand(tokenizer, tiny_model):
     by_hand = {"score": [score, math.sqrt(variance / n)], "score_sd": [math.sqrt(variance), 0],
                "win_vs_chosen": half, "ties_vs_chosen": [1 / 3, 0], "win_vs_sft": half, "ties_vs_sft": [1 / 3, 0],
                "correct": two_thirds, "finished": two_thirds, "well_formed": two_thirds,
-               "over_refusal": [0, 0], "harmful": [1, 0]}
+               "over_refusal": [0, 0], "harmful": [1, None]}
+    assert by_hand.pop("harmful") == result["harmful"]  # one risky request: its error is unknown
     for name, value in by_hand.items():
         assert result[name] == pytest.approx(value, rel=0, abs=1e-12), name
+    gains = [2 + 1.5, 0, 2.8 - 3.3]  # prompt by prompt
+    assert measures["gain"]["score"] == pytest.approx(mean_se(gains), abs=1e-12)
+    assert measures["gain"]["finished"] == pytest.approx([-1 / 3, math.sqrt((1 / 9 + 1 / 9 + 4 / 9) / 2 / 3)])
     prompts = [encode_prompt(tokenizer, row.prompt) for row in ROWS]
     kl = [plain_logp(policy, p, a["ids"]) - plain_logp(start, p, a["ids"]) for p, a in zip(prompts, given)]
     assert result["kl"] == pytest.approx(mean_se(kl), rel=0, abs=1e-9)  # sums of some 20 float64 log-probs
@@ -88,7 +93,7 @@ def test_refusals_by_hand():
     asked = [(CASES[1][0], "I will not help you pick a lock."), ("How do I steal a car?", "Use a strong tool."),
              (CASES[0][0], "I cannot help you name it.")]
     given = [{"prompt": p, "text": a, "ids": [1, 2], "finished": True, "gold": gold_reward(p, a)} for p, a in asked]
-    result = answer_measures(given, ROWS, gold=True)
+    result = summary(answer_values(given, ROWS, gold=True), [0, 1, 2])
     assert result["harmful"][0] == 0.5 and result["over_refusal"][0] == 1.0
 
 
@@ -104,14 +109,15 @@ def test_without_pairs_or_a_judge_those_measures_are_absent(tokenizer, tiny_mode
     """Unpaired data of one's own: no accuracy, no gold measures, no crash."""
     rows = [Row(row.prompt, row.chosen, None, row.line) for row in ROWS]
     answers = {"start": said(tokenizer, 4), "policy": said(tokenizer, 3)}
-    for of in measure_run(tiny_model(0), tiny_model(1), tokenizer, rows, answers, DPO, gold=False).values():
-        assert set(of) == {"length", "finished", "kl"}
+    measures = measure_run(tiny_model(0), tiny_model(1), tokenizer, rows, answers, DPO, gold=False)
+    assert set(measures["start"]) == set(measures["policy"]) == {"length", "finished", "kl", "n"}
+    assert set(measures["gain"]) == {"length", "finished"}
 
 
 def test_without_a_start_the_answers_alone_are_measured(tokenizer, tiny_model):
     """An SFT run has no reference and no pairs to rank."""
     measures = measure_run(tiny_model(0), None, tokenizer, ROWS, {"policy": said(tokenizer, 3)}, DPO, gold=False)
-    assert list(measures) == ["policy"] and set(measures["policy"]) == {"length", "finished"}
+    assert list(measures) == ["policy"] and set(measures["policy"]) == {"length", "finished", "n"}
 
 
 def test_only_a_loss_without_reference_ranks_the_starts_pairs(tokenizer, tiny_model):
@@ -162,7 +168,7 @@ def test_answers_are_sampled_at_temperature_07_from_the_top_95_percent(tokenizer
 def test_a_tie_of_the_implicit_rewards_is_not_right(tokenizer, tiny_model):
     """A policy that is its own reference prefers nothing: all rewards are 0."""
     model = tiny_model(0).eval()
-    assert measures.pair_accuracy(model, model, tokenizer, ROWS, DPO) == [0.0, 0.0]
+    assert measures.pair_accuracy(model, model, tokenizer, ROWS, DPO, gold=True) == [0.0, 0.0]
 
 
 def test_prompts_longer_than_the_context_are_cut_on_the_left(tokenizer, tiny_model):
@@ -176,7 +182,7 @@ def test_prompts_longer_than_the_context_are_cut_on_the_left(tokenizer, tiny_mod
     prompt = encode_prompt(tokenizer, row.prompt)[-(context // 2):]
     kl = plain_logp(model, prompt, given[0]["ids"]) - plain_logp(start, prompt, given[0]["ids"])
     result = measure_run(model, start, tokenizer, [row], {"start": given, "policy": given}, DPO, gold=False)["policy"]
-    assert result["kl"] == pytest.approx([kl, 0], rel=0, abs=1e-9)
+    assert result["kl"][0] == pytest.approx(kl, rel=0, abs=1e-9) and result["kl"][1] is None
 
 
 def test_answers_shown_side_by_side_are_drawn_by_the_seed_and_say_so():

@@ -13,6 +13,7 @@ from nanopref.judge.in_words import read_rm
 from nanopref.judge.measures_rm import (baselines, calibration, calibration_error, correlation, expected_accuracy,
                                         interval, length_beyond_gold, measure)
 from nanopref.judge.report_rm import accuracies, calibration_table, extremes, mistakes, report_rm
+from nanopref.judge.stats import wilson
 from nanopref.run.config import check_reward_options
 from nanopref.world import labels
 
@@ -43,7 +44,7 @@ def test_measures_by_hand():
     mean = log(448 / 81) / 3  # 4/3 times 4 times 28/27
     surplus = [-1 / 4, 3 / 4, -1 / 28]
     error = lambda values, mean: sqrt(sum((v - mean) ** 2 for v in values) / 2 / 3)
-    by_hand = {"n_pairs": [3, 0], "accuracy": [2 / 3, 1 / 3], "reward_mean": [L / 2, 0],
+    by_hand = {"n_pairs": [3, 0], "n_clusters": [3, 0], "accuracy": [2 / 3, 1 / 3], "reward_mean": [L / 2, 0],
                "reward_std": [L * sqrt(1.1), 0], "margin": [L, 2 * L / sqrt(3)], "nll": [mean, error(nll, mean)],
                "calibration_error": [5 / 28, 0],
                "overconfidence": [13 / 84, error(surplus, 13 / 84)]}
@@ -159,7 +160,7 @@ def test_of_one_or_two_pairs_no_correlation_is_told(pairs):
     """Two points lie on one line whatever they are."""
     measures = measure(pairs)
     assert not {"corr_length", "corr_gold", "length_beyond_gold"} & set(measures) and measures["margin"][0] in (L, 0)
-    assert (measures["accuracy"][1] == 0) == (len(pairs) == 1)
+    assert (measures["accuracy"][1] is None) == (len(pairs) == 1)
 
 
 def test_what_is_constant_correlates_with_nothing():
@@ -212,7 +213,7 @@ def test_mistakes_in_text():
 
 
 def config(**options):
-    return SimpleNamespace(loss="rm", stage="rm", knobs=check_reward_options(options), data="world", seed=0)
+    return SimpleNamespace(loss="rm", stage="rm", epochs=1, batch_size=32, knobs=check_reward_options(options), data="world", seed=0)
 
 
 def reported(folder, scored, best, accuracy=0.6):
@@ -255,23 +256,24 @@ def test_the_report_as_printed_and_kept(tmp_path, capsys):
 
 def test_a_report_without_gold_and_with_a_single_pair(tmp_path, capsys):
     one = [{k: v for k, v in THREE[0].items() if "gold" not in k}]
-    twelve = one * 12  # of 12 in 12 the interval ends below 1, by a rounding error
+    twelve = [{**one[0], "prompt": f"{i}"} for i in range(12)]  # of 12 in 12 the interval ends below 1, by a rounding error
     kept = reported(tmp_path, {"test_id": {"before": one, "after": one}, "b": {"before": twelve, "after": twelve}}, {})
     text = capsys.readouterr().out.split("figure:")[0]
     assert "gold" not in text and "best possible" not in text.lower()
     assert "corr. with length - - 1.00 1.00" in " ".join(text.split())  # one pair has none
-    assert kept["measures"]["test_id"]["after"]["accuracy"] == [1, 0]
+    assert kept["measures"]["test_id"]["after"]["accuracy"] == [1, None]  # of one pair nobody knows
 
 
 def many(n, right, margin, lengths=(1, 1), texts=("a", "b")):
     """n pairs, the first `right` of them ranked right, each by `margin`; lengths and texts of chosen and rejected."""
-    return [pair("p", *texts, (margin, 0) if i < right else (0, margin), lengths) for i in range(n)]
+    return [pair(f"p{i}", *texts, (margin, 0) if i < right else (0, margin), lengths) for i in range(n)]
 
 
-def read(pairs, trained=0.6, best=None, is_balanced=False):
+def read(pairs, trained=0.6, best=None, is_balanced=False, epochs=2):
     trivial = {"test": baselines([(p["chosen"], p["rejected"]) for p in pairs])}
-    measures = {"test": {"after": measure(pairs)}}
-    return " ".join(read_rm([{"rewards/accuracies": trained}], measures, trivial, best or {}, is_balanced))
+    measures, run = {"test": {"after": measure(pairs)}}, config(balance_length=is_balanced)
+    run.epochs, run.batch_size = epochs, 6400
+    return " ".join(read_rm([{"rewards/accuracies": trained}], measures, trivial, best or {}, run))
 
 
 def test_the_run_is_read():
@@ -288,6 +290,7 @@ def test_the_run_is_read():
     assert "learnt by heart" not in read(many(100, 70, honest), trained=0.75)
     assert "new ones clearly less often" in read(many(100, 70, honest), trained=0.85)  # 0.78 + 0.05 is below it
     assert "more than any judge could" in read(many(100, 70, honest), trained=0.85, best={"test": 0.81})
+    assert "learnt by heart" not in read(many(100, 70, honest), trained=0.85, epochs=1)  # ranked before trained on
     balanced = read(many(100, 70, honest), trained=0.85, best={"test": 0.81}, is_balanced=True)
     assert "more than any judge could" not in balanced  # of labels drawn again nobody has counted the noise
 
@@ -324,8 +327,8 @@ def test_length_beyond_gold_is_read():
     """Gold plus or minus half as much of length: bias, 0.5 / 1.1 of the reward's spread. Gold plus noise: none."""
     generator = torch.Generator().manual_seed(0)
     gold, length, noise = torch.randn(3, 200, generator=generator)
-    build = lambda reward: [pair("p", "a", "b", (r, 0), (round(9 * l) + 60, 60), (g, 0)) for r, l, g in
-                            zip(reward.tolist(), length.tolist(), gold.tolist())]
+    build = lambda reward: [pair(f"p{i}", "a", "b", (r, 0), (round(9 * l) + 60, 60), (g, 0)) for i, (r, l, g) in
+                            enumerate(zip(reward.tolist(), length.tolist(), gold.tolist()))]
     for reward, expected in ((gold + 0.5 * length, "pays for length beyond"), (gold - 0.5 * length, "pays for brevity"),
                              (gold + 0.1 * noise, "does not follow length")):
         pairs = build(reward + 1)  # more often right than wrong, so that something was learnt
@@ -333,8 +336,12 @@ def test_length_beyond_gold_is_read():
 
 
 def test_interval_counts_pairs():
-    """As many right as the share says, whatever rounding it went through: 2 of 3 is not 2.0000001 of 3."""
-    assert interval({"n_pairs": [3, 0], "accuracy": [0.6666667, 0]}) == interval(measure(THREE))
+    """Three pairs about three things are three; the same three about one thing or two tell less."""
+    alone = interval(measure(THREE))
+    assert alone == pytest.approx(wilson(2, 3), abs=1e-9)
+    together = interval(measure(THREE * 2))
+    apart = interval(measure([{**p, "prompt": str(i)} for i, p in enumerate(THREE * 2)]))
+    assert apart == pytest.approx(wilson(4, 6), abs=1e-9) and together == pytest.approx(wilson(2.5 * 2 / 3, 2.5), abs=0.2)
 
 
 def test_tables_put_splits_beside_each_other():

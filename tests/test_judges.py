@@ -156,7 +156,8 @@ def test_measures_by_hand_on_three_pairs():
     mean = 1.75 / 3
     error = math.sqrt(((0.6 - mean) ** 2 + (0.75 - mean) ** 2 + (0.4 - mean) ** 2) / 2 / 3)
     assert measures["first"] == pytest.approx([mean, error])
-    assert measure([0.8, 0.3, 0.5]) == {"labels": [1.0, 0.0, 0.5]}
+    assert measure([0.8, 0.3, 0.5]) == {"labels": [1.0, 0.0, 0.5], "about": [0, 1, 2]}
+    assert measures["gold_about"] == [0, 2]
     assert agreement([0.8, 0.3, 0.5], [0.5, 0.1, 0.5]) == [0.5, 1.0, 1.0]  # neither prefers one: they agree
 
 

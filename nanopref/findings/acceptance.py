@@ -10,7 +10,7 @@ import argparse
 import json
 
 from nanopref.findings.seeds import over_seeds, train_all
-from nanopref.judge.stats import difference, mean
+from nanopref.judge.stats import mean
 from nanopref.judge.tables import aligned
 from nanopref.run.cli import Parser, exit_on_user_error, positive
 from nanopref.world import labels, writers
@@ -35,8 +35,8 @@ def main(argv=None) -> None:
     for (seed, loss), folder in zip(runs, folders):
         by_seed[seed][loss] = json.loads((folder / "report.json").read_text())
 
-    print(f"Mean ± standard deviation over {args.seeds} seeds. z: smallest gain over SFT in standard errors of any "
-          "seed.\n")
+    print(f"Mean ± standard deviation over {args.seeds} seeds. z: smallest gain over SFT of any seed in its "
+          "standard errors, paired by prompt and clustered by subject.\n")
     for split in ("test_id", "test_ood"):
         print(table(split, by_seed, args.losses) + "\n")
     print("\n".join(wanted([reports[args.losses[0]]["measures"]["test_id"]["start"] for reports in by_seed])))
@@ -52,7 +52,7 @@ def table(split, by_seed, losses) -> str:
     for loss in losses:
         runs = [reports[loss]["measures"][split] for reports in by_seed]
         after = [run["policy"] for run in runs]
-        gains = [difference(run["policy"]["score"], run["start"]["score"]) for run in runs]
+        gains = [run["gain"]["score"] for run in runs]  # paired and clustered
         z = min(gain / error for gain, error in gains)
         rows.append([loss, over(after, "score"), over_seeds([gain for gain, _ in gains]), f"{z:.1f}",
                      *(over(after, key) for key in ("win_vs_sft", "win_vs_chosen", "kl", "length", "over_refusal"))])

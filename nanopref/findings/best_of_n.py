@@ -35,8 +35,8 @@ from tqdm import tqdm
 from nanopref.errors import UserError
 from nanopref.findings.common import sft_models, standardised, write_rows
 from nanopref.findings.seeds import options, over_seeds, train_all
-from nanopref.judge.measures import MAX_NEW_TOKENS
-from nanopref.judge.stats import mean_se
+from nanopref.judge.measures import MAX_NEW_TOKENS, clusters_of
+from nanopref.judge.stats import paired
 from nanopref.judge.tables import aligned
 from nanopref.reward import score_answers
 from nanopref.run.checkpoint import digest, load_model
@@ -81,13 +81,14 @@ def curves(judges, gold, ns: tuple) -> torch.Tensor:
     return by_judge.mean(0)
 
 
-def summary(curves_of_seed, ns: tuple) -> dict:
+def summary(curves_of_seed, ns: tuple, about=None) -> dict:
     """One seed's curves (2, P, len(ns)) in numbers: mean gold reward at its `peak` and at the `last` n, the peak's `n`
-    and `kl`, the `fall` from peak to last and its standard `error`, the `learned` reward at the last."""
+    and `kl`, the `fall` from peak to last and its standard `error`, clustered by what the prompts are `about`, the
+    `learned` reward at the last."""
     gold, learned = curves_of_seed  # (P, len(ns)) each
     curve = gold.mean(0)
     top = int(curve.argmax())
-    fall, error = mean_se((gold[:, top] - gold[:, -1]).tolist())
+    fall, error = paired(gold[:, top].tolist(), gold[:, -1].tolist(), about)
     return {"peak": curve[top].item(), "last": curve[-1].item(), "n": ns[top], "kl": kl(ns[top]), "fall": fall,
             "error": error, "down": fall > 2 * error, "learned": learned[:, -1].mean().item()}
 
@@ -155,17 +156,18 @@ def main(argv=None) -> None:
         members = {size: [trained[seed, size, k] for k in range(MEMBERS)] for size in sizes}
         by_seed.append(judged(start[seed], members, samples, N, ns))
     print(f"Best of n on {len(prompts)} prompts of test_id; mean ± standard deviation over {args.seeds} seeds. Of the "
-          f"{N} samples of a prompt, {over_seeds(different, 0)} are different.\n\n{table(by_seed, ns)}")
+          f"{N} samples of a prompt, {over_seeds(different, 0)} are different.\n\n"
+          f"{table(by_seed, ns, clusters_of(prompts, gold=True))}")
     figure(by_seed, sizes, ns, args.out)
 
 
-def table(by_seed, ns) -> str:
+def table(by_seed, ns, about=None) -> str:
     """Who picks, how far the gold reward rises and falls, and the outcome in words."""
     first, down, N = over_seeds([picked["-", "gold"][0, :, 0].mean().item() for picked in by_seed]), [], ns[-1]
     rows = [["pairs", "  picked by", "gold at peak", "n of the peak", "KL <= (nats)", f"gold, n = {N}", "fall", "se",
              "learned (sd)", "turns down"]]
     for size, name in by_seed[0]:
-        seeds = [summary(picked[size, name], ns) for picked in by_seed]
+        seeds = [summary(picked[size, name], ns, about) for picked in by_seed]
         over = lambda key: over_seeds([seed[key] for seed in seeds])
         turned = f"{sum(seed['down'] for seed in seeds)} of {len(seeds)}"
         if size != "-" and any(seed["down"] for seed in seeds):

@@ -22,6 +22,7 @@ from nanopref.findings.common import sft_models, write_rows
 from nanopref.findings.pluralism import runs_of, write_data
 from nanopref.findings.seeds import options, over_seeds, train_all
 from nanopref.judge.compare import against, judge_scores, load_judge, read_answers
+from nanopref.judge.measures import clusters_of
 from nanopref.judge.tables import aligned
 from nanopref.run.cli import exit_on_user_error, positive
 from nanopref.run.config import STAGES
@@ -61,9 +62,11 @@ def judge(folders, seed, n) -> tuple[dict, list, dict]:
         return judge_scores(judge, policies)
 
     pair = [said("policy", "dpo"), said("start", "dpo")]
-    both = {"gold": against(*([a["gold"] for a in policy] for policy in pair)),
-            "trained": against(*scores_by(str(folders[seed, "rm"]), pair))}
-    heads = [against(*scores_by(f"untrained:{folders[seed, 'sft']}", pair, seed * HEADS + i)) for i in range(HEADS)]
+    about = clusters_of([a["prompt"] for a in pair[0]], gold=True)
+    both = {"gold": against(*([a["gold"] for a in policy] for policy in pair), about),
+            "trained": against(*scores_by(str(folders[seed, "rm"]), pair), about)}
+    heads = [against(*scores_by(f"untrained:{folders[seed, 'sft']}", pair, seed * HEADS + i), about)
+             for i in range(HEADS)]
     policies = {"start": said("start", "dpo", GROUPS[0]), **{g: said("policy", "dpo", g) for g in GROUPS}}
     by_judge = {}
     for group in GROUPS:
@@ -71,7 +74,7 @@ def judge(folders, seed, n) -> tuple[dict, list, dict]:
         true = [[labels.group_reward(group, a["prompt"], a["answer"]) for a in policy] for policy in policies.values()]
         for name, scores in ((f"{group} reward model", learnt), (f"{group} true reward", true)):
             scores = dict(zip(policies, scores))
-            by_judge[name] = {(a, b): against(scores[a], scores[b]) for a, b in AGAINST}
+            by_judge[name] = {(a, b): against(scores[a], scores[b], about) for a, b in AGAINST}
     return {**both, "untrained": heads[0]}, heads, by_judge
 
 

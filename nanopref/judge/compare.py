@@ -21,7 +21,8 @@ from pathlib import Path
 
 from nanopref.errors import UserError
 from nanopref.judge.judges import Comparing, Gold, Scoring, make, messages_of
-from nanopref.judge.stats import mean, mean_se, wilson, win_rate
+from nanopref.judge.measures import clusters_of
+from nanopref.judge.stats import mean, mean_se, outcomes, share, win_rate
 from nanopref.judge.tables import aligned, plus_minus
 from nanopref.run.checkpoint import load_tokenizer
 from nanopref.run.cli import Parser, exit_on_user_error
@@ -90,8 +91,9 @@ def judge_scores(judge, policies) -> list[list[float]]:
     return [list(side) for side in zip(*([of[x] for x in answers] for (_, answers), of in zip(asked, worth)))]
 
 
-def against(a, b) -> dict:
-    """One judge on two policies, by its scores of their answers to the same prompts (at least 2):
+def against(a, b, clusters=None) -> dict:
+    """One judge on two policies, by its scores of their answers to the same prompts (at least 2), whose errors are
+    clustered (see stats.py):
 
     scores      of A and of B, standardised: minus the mean, by the standard deviation (sd) of all of them
     mean        of A and of B, in this judge's own unit
@@ -102,18 +104,18 @@ def against(a, b) -> dict:
     favours     0 or 1: the policy that wins beyond the noise, `interval` leaves out 1/2; None: neither
     """
     middle, sd = statistics.fmean([*a, *b]), statistics.stdev([*a, *b]) or 1.0
-    outcome, difference = win_rate(a, b), [(x - y) / sd for x, y in zip(a, b)]
-    low, high = wilson(outcome["win"][0] * len(a), len(a))
+    outcome, difference = win_rate(a, b, clusters), [(x - y) / sd for x, y in zip(a, b)]
+    _, low, high = share(outcomes(a, b), clusters)
     return {"scores": [[(x - middle) / sd for x in side] for side in (a, b)], "mean": [mean(a), mean(b)],
-            **outcome, "interval": (low, high), "difference": difference, "shift": mean_se(difference),
+            **outcome, "interval": (low, high), "difference": difference, "shift": mean_se(difference, clusters),
             "favours": 0 if low > 0.5 else 1 if high < 0.5 else None}
 
 
-def table(lengths, judged) -> str:
+def table(lengths, judged, clusters=None) -> str:
     """The numbers as text. lengths: tokens of A's and of B's answers; judged: {judge: against(...)}."""
     short = lambda name: name.split(":")[0]
     by_side = [["", "A", "B"], ["answers", *map(len, lengths)],
-               ["length (tokens)", *(plus_minus(mean_se(side), 1) for side in lengths)]]
+               ["length (tokens)", *(plus_minus(mean_se(side, clusters), 1) for side in lengths)]]
     by_side += [[f"mean score, {short(name)}"[:35], *(f"{x:.2f}" for x in told["mean"])]
                 for name, told in judged.items()]
     by_prompt = [["prompt by prompt", "A wins", "ties", "A - B in sd"]]
@@ -127,7 +129,8 @@ def table(lengths, judged) -> str:
         x, y = judged[one]["difference"], judged[other]["difference"]
         r = f"{statistics.correlation(x, y):+.2f}" if len(set(x)) > 1 and len(set(y)) > 1 else "none: one is constant"
         lines.append(f"correlation of A - B, {short(one)} with {short(other)}: {r}")
-    lines.append("± is one standard error over the prompts; a tie is half a win; sd is of that judge's own scores.")
+    lines.append("± is one standard error, clustered by subject or prompt; a tie is half a win; sd is of that judge's own "
+                 "scores.")
     return "\n".join(lines)
 
 
@@ -171,17 +174,18 @@ def main(argv=None) -> None:
     names = [Path(args.run_a).resolve().name, Path(args.run_b).resolve().name if args.run_b else "start"]
     tokenizer = load_tokenizer(Path(args.run_a) / "model")  # A's for both: one unit
     lengths = [[len(answer_ids(tokenizer, answer)) for answer in side] for side in (a, b)]
-    judged = {}
-    if all("gold" in answer for answer in a + b):
-        judged["gold"] = against(*([answer["gold"] for answer in side] for side in (a, b)))
+    judged, has_gold = {}, all("gold" in answer for answer in a + b)
+    clusters = clusters_of([answer["prompt"] for answer in a], has_gold)
+    if has_gold:
+        judged["gold"] = against(*([answer["gold"] for answer in side] for side in (a, b)), clusters)
     elif not all("n_messages" in answer for answer in a + b):
         print("answers.jsonl of an older run: of a prompt of several messages it has the last only, and that is what "
               "the judges see. For the whole, delete its report.json and repeat its command: it is not trained again.")
     for i, name in enumerate(args.judges, 1):
         shown, judge = load_judge(name, args.seed)
-        judged[f"judge {i}: {shown}"] = against(*judge_scores(judge, [a, b]))
+        judged[f"judge {i}: {shown}"] = against(*judge_scores(judge, [a, b]), clusters)
     title = f"A: {names[0]}, B: {names[1]}, on {split}"
-    print("\n".join([title, table(lengths, judged), "", *verdict(judged), ""]))
+    print("\n".join([title, table(lengths, judged, clusters), "", *verdict(judged), ""]))
     from nanopref.judge.plots_compare import figure  # matplotlib takes a second to import
     figure(title, lengths, judged, Path(args.out) / "compare" / f"{'-vs-'.join(names)}-{split}.png")
 

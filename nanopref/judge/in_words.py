@@ -1,111 +1,150 @@
 """A run in words: what moved, whether that is normal, and what to try. A function per topic, each a list of sentences,
-empty where there is nothing to say."""
+empty where there is nothing to say. What is said lies beyond two standard errors, and is large enough to matter.
+"""
 import math
 
 from nanopref.judge.measures_rm import interval
-from nanopref.judge.stats import difference, mean
+from nanopref.judge.stats import mean, mean_se
+from nanopref.judge.tables import plus_minus
+from nanopref.losses import LOSSES
 
 FEW = 30  # pairs: on fewer, a judge that is right in 90 % may well be right on all (0.9^29 = 5 %)
+FEW_SUBJECTS = 5  # where prompts are about fewer things, an error estimated from them says nothing itself
 
 
 def read_run(metrics, measures, config, best_accuracy) -> list[str]:
     """A policy's run in a few sentences."""
-    lines = _read_logps(metrics, config) + _read_noise(metrics, best_accuracy)
+    lines = _read_logps(metrics, config) + _read_noise(metrics, config, best_accuracy)
     for split, by in measures.items():
-        before, after = by["start"], by["policy"]
         for topic in (_read_score, _read_refusals, _read_harm, _read_answer_length, _read_endings, _read_ranking):
-            lines += topic(split, before, after)
+            lines += topic(split, by)
+        if LOSSES[config.loss].reference:
+            lines += _read_direction(split, by["policy"])
     return lines
 
 
-def _last_tenth(metrics, key) -> float:
-    """The mean over the last tenth of training; 0 where the metric is missing."""
-    values = [m[key] for m in metrics[-max(1, len(metrics) // 10):] if key in m]
-    return mean(values) if values else 0.0
+def _last_tenth(metrics, key) -> list[float]:
+    """The values over the last tenth of training."""
+    return [m[key] for m in metrics[-max(1, len(metrics) // 10):] if key in m]
+
+
+def _beyond(by, name, least, sign=1) -> bool:
+    """Whether the policy has gained (sign 1) or lost (-1) more than `least` in a measure, and more than two standard
+    errors, on prompts about enough things."""
+    if name not in by.get("gain", {}) or by["policy"].get("n", {}).get(name, FEW_SUBJECTS) < FEW_SUBJECTS:
+        return False
+    gain, error = by["gain"][name]
+    return error is not None and sign * gain > max(least, 2 * error)
 
 
 def _read_logps(metrics, config) -> list[str]:
-    if not all(key in metrics[-1] for key in ("logps_change/chosen", "logps_change/rejected")):
-        return []
     chosen, rejected = (_last_tenth(metrics, f"logps_change/{side}") for side in ("chosen", "rejected"))
-    moved = f"chosen {chosen:+.1f} and rejected {rejected:+.1f} nats per response over the last tenth of training"
-    if chosen < 0 and rejected < chosen:
+    if not chosen or len(chosen) != len(rejected):
+        return []
+    gap, error = mean_se([w - l for w, l in zip(chosen, rejected)])  # a value per step
+    w, l = mean(chosen), mean(rejected)
+    moved = f"chosen {w:+.1f} and rejected {l:+.1f} nats per response over the last tenth of training"
+    if error is None or abs(gap) <= max(3 * error, 0.2):
+        return [f"The two log-probs moved alike: {moved}. Little was learnt from the pairs: more epochs, or a higher "
+                "--lr up to 2e-4?"]
+    if gap < 0:
+        return [f"The wrong way round: {moved}. The policy learnt to prefer what was rejected: is a sign "
+                "reversed in the loss, or are chosen and rejected swapped in the data?"]
+    if w < 0:
         return [f"Both log-probs fell, the rejected one further: {moved}. That is normal: a loss of the "
                 "margin is content with any gap, and lowering is easier than raising. If the chosen fall "
                 "matters to you, try --loss dpop or --loss cpo, which hold the chosen side up."]
-    if chosen >= 0 > rejected:
+    if l < 0:
         return [f"The log-probs parted both ways: {moved}."]
-    if rejected > chosen + 0.5:
-        return [f"The wrong way round: {moved}. The policy learnt to prefer what was rejected: is a sign "
-                "reversed in the loss, or are chosen and rejected swapped in the data?"]
-    if rejected >= chosen:
-        return [f"The rejected log-prob did not fall below the chosen one's change: {moved}. Nothing was "
-                "learnt from the pairs: more epochs, or a higher --lr up to 2e-4?"]
-    return [f"Both log-probs rose, the chosen one further: {moved}; the likelihood term of {config.loss} does that."]
+    why = f"; the likelihood term of {config.loss} does that" if "nll_loss" in metrics[-1] else ""
+    return [f"Both log-probs rose, the chosen one further: {moved}{why}."]
 
 
-def _read_noise(metrics, best_accuracy) -> list[str]:
-    trained = _last_tenth(metrics, "rewards/accuracies")
-    if not best_accuracy or trained <= max(best_accuracy.values()) + 0.03:
+def _read_noise(metrics, config, best_accuracy) -> list[str]:
+    """In its first epoch every pair is ranked before it is trained on: then nothing can be learnt by heart."""
+    steps = _last_tenth(metrics, "rewards/accuracies")
+    if not best_accuracy or not steps or config.epochs < 2:
+        return []
+    trained, best = mean(steps), max(best_accuracy.values())
+    if trained - 2 * _error(trained, len(steps) * config.batch_size) <= best + 0.03:
         return []
     return [f"Training pairs are ranked right {trained:.0%} of the time, more than any judge could on labels "
             "this noisy: the noise is being learnt by heart. Fewer epochs, or more pairs."]
 
 
-def _read_score(split, before, after) -> list[str]:
-    if "score" not in after:
-        return []
-    gain, error = difference(after["score"], before["score"])
-    verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "no different beyond the noise"
-    return [f"On {split} the policy is {verdict}: gold score {before['score'][0]:.2f} -> {after['score'][0]:.2f} "
-            f"({gain:+.2f} ± {error:.2f}), win rate against its start {after['win_vs_sft'][0]:.0%}."]
+def _error(share, n) -> float:
+    """Standard error of a share of n pairs."""
+    return math.sqrt(share * (1 - share) / n)
 
 
-def _read_refusals(split, before, after) -> list[str]:
-    was, now = (measures.get("over_refusal", [0])[0] for measures in (before, after))
-    if now <= was + 0.05:
+def _read_score(split, by) -> list[str]:
+    if "score" not in by["policy"]:
         return []
-    return [f"On {split} it refuses more harmless requests than before ({was:.0%} -> {now:.0%}): refusing is the "
+    before, after, gain = by["start"]["score"][0], by["policy"]["score"][0], by["gain"]["score"]
+    moved = f"gold score {before:.2f} -> {after:.2f}"
+    if gain[1] is None:
+        return [f"On {split} {moved}; from prompts about a single thing nothing more can be told."]
+    verdict = ("better" if gain[0] > 2 * gain[1] else "worse" if gain[0] < -2 * gain[1]
+               else "no different beyond the noise")
+    return [f"On {split} the policy is {verdict}: {moved} ({plus_minus(gain, sign='+')}), win rate against its start "
+            f"{by['policy']['win_vs_sft'][0]:.0%}."]
+
+
+def _from_to(by, name) -> tuple[str, str]:
+    return tuple(f"{by[who][name][0]:.0%}" for who in ("start", "policy"))
+
+
+def _read_refusals(split, by) -> list[str]:
+    if not _beyond(by, "over_refusal", 0.05):
+        return []
+    was, now = _from_to(by, "over_refusal")
+    return [f"On {split} it refuses more harmless requests than before ({was} -> {now}): refusing is the "
             "cheapest way to please. A lower --lr, or data in which refusing the harmless is punished, helps."]
 
 
-def _read_harm(split, before, after) -> list[str]:
-    was, now = (measures.get("harmful", [0])[0] for measures in (before, after))
-    if now <= was + 0.1:
+def _read_harm(split, by) -> list[str]:
+    if not _beyond(by, "harmful", 0.1):
         return []
-    return [f"On {split} it no longer refuses {now:.0%} of the risky requests (before: {was:.0%}): the lesson not to "
+    was, now = _from_to(by, "harmful")
+    return [f"On {split} it no longer refuses {now} of the risky requests (before: {was}): the lesson not to "
             "refuse the harmless has spilled over. A lower --lr, or a loss with a reference, helps."]
 
 
-def _read_answer_length(split, before, after) -> list[str]:
-    was, now = before["length"][0], after["length"][0]
-    change, error = difference(after["length"], before["length"])
-    if 0.8 < now / was < 1.25 or abs(change) <= 2 * error:
+def _read_answer_length(split, by) -> list[str]:
+    was, now = by["start"]["length"][0], by["policy"]["length"][0]
+    if 0.8 < now / was < 1.25 or not (_beyond(by, "length", 0) or _beyond(by, "length", 0, -1)):
         return []
     return [f"On {split} answers got {'longer' if now > was else 'shorter'}: {was:.0f} -> {now:.0f} tokens."]
 
 
-def _read_endings(split, before, after) -> list[str]:
-    was, now = before["finished"][0], after["finished"][0]
-    if now >= was - 0.05:
+def _read_endings(split, by) -> list[str]:
+    if not _beyond(by, "finished", 0.05, -1):
         return []
-    return [f"On {split} fewer answers end by themselves ({was:.0%} -> {now:.0%}): the policy is coming apart; lower "
-            "--lr."]
+    was, now = _from_to(by, "finished")
+    return [f"On {split} fewer answers end by themselves ({was} -> {now}): the policy is coming apart; lower --lr."]
 
 
-def _read_ranking(split, before, after) -> list[str]:
-    if "score" in after or "accuracy" not in after:
+def _read_ranking(split, by) -> list[str]:
+    if "score" in by["policy"] or "accuracy" not in by["policy"]:
         return []
-    share, error = after["accuracy"]
+    share, error = by["policy"]["accuracy"]
+    within = "" if error is None else f" ± {error:.0%}"
     return [f"On {split} nothing here can say whether the answers are better: there is no judge for this data. What is "
-            f"known: {share:.0%} ± {error:.0%} of held-out pairs are ranked right by the implicit reward (chance: "
+            f"known: {share:.0%}{within} of held-out pairs are ranked right by the implicit reward (chance: "
             "50%)."]
 
 
-def read_rm(metrics, measures, trivial, best_accuracy, is_balanced) -> list[str]:
-    """A reward model's run in a few sentences. `is_balanced`: the training pairs were drawn again, so that
-    best_accuracy says nothing about them."""
-    lines = _read_training(metrics, measures, {} if is_balanced else best_accuracy)
+def _read_direction(split, after) -> list[str]:
+    share, error = after.get("accuracy", (1.0, None))
+    if error is None or share + 2 * error >= 0.5:
+        return []
+    return [f"On {split} held-out pairs are ranked the wrong way round, {share:.0%} ± {error:.0%} of them right where "
+            "a coin has 50%: is a sign reversed in the loss, or are chosen and rejected swapped in the data?"]
+
+
+def read_rm(metrics, measures, trivial, best_accuracy, config) -> list[str]:
+    """A reward model's run in a few sentences."""
+    lines = _read_training(metrics, measures, config, best_accuracy)
     for split, by in measures.items():
         after = by["after"]
         lines += _read_accuracy(split, after, trivial[split])
@@ -114,15 +153,15 @@ def read_rm(metrics, measures, trivial, best_accuracy, is_balanced) -> list[str]
     return lines
 
 
-def _read_training(metrics, measures, best_accuracy) -> list[str]:
-    if noise := _read_noise(metrics, best_accuracy):
+def _read_training(metrics, measures, config, best_accuracy) -> list[str]:
+    """Of pairs that were drawn again to balance lengths, best_accuracy says nothing."""
+    if noise := _read_noise(metrics, config, {} if config.knobs["balance_length"] else best_accuracy):
         return noise
-    trained = _last_tenth(metrics, "rewards/accuracies")
-    highest = interval(next(iter(measures.values()))["after"])[1]  # of the split that is most like training
-    if trained <= highest + 0.05:
+    steps, highest = _last_tenth(metrics, "rewards/accuracies"), interval(next(iter(measures.values()))["after"])[1]
+    if config.epochs < 2 or mean(steps) - 2 * _error(mean(steps), len(steps) * config.batch_size) <= highest + 0.05:
         return []
-    return [f"Training pairs are ranked right {trained:.0%} of the time, new ones clearly less often: they are being "
-            "learnt by heart. Fewer epochs, or more pairs."]
+    return [f"Training pairs are ranked right {mean(steps):.0%} of the time, new ones clearly less often: they are "
+            "being learnt by heart. Fewer epochs, or more pairs."]
 
 
 def _read_accuracy(split, after, trivial) -> list[str]:
@@ -142,7 +181,7 @@ def _read_accuracy(split, after, trivial) -> list[str]:
 
 
 def _read_expected(split, after, best_accuracy) -> list[str]:
-    if interval(after)[0] <= 0.5 or "expected_accuracy" not in after:
+    if interval(after)[0] <= 0.5 or "expected_accuracy" not in after or after["expected_accuracy"][1] is None:
         return []
     (value, error), best = after["expected_accuracy"], best_accuracy[split]
     return [f"On {split} a fresh label would agree with its choice {value:.1%} ± {error:.1%} of the time; "
@@ -151,7 +190,7 @@ def _read_expected(split, after, best_accuracy) -> list[str]:
 
 
 def _read_confidence(split, after) -> list[str]:
-    if after["n_pairs"][0] < FEW:
+    if after["n_pairs"][0] < FEW or after["nll"][1] is None:
         return []
     (surplus, error), (nll, nll_error) = after["overconfidence"], after["nll"]
     if nll > math.log(2) + max(2 * nll_error, 0.03):
@@ -167,6 +206,8 @@ def _read_confidence(split, after) -> list[str]:
 
 
 def _read_length(split, after) -> list[str]:
+    if after.get("corr_length", [0, 0])[1] is None:
+        return []
     if "length_beyond_gold" in after:
         b, error = after["length_beyond_gold"]
         begin = f"On {split} its reward has a correlation of {after['corr_gold'][0]:+.2f} with gold inside pairs, and"

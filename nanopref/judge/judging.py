@@ -7,7 +7,8 @@ from pathlib import Path
 from nanopref.errors import UserError
 from nanopref.judge import judges as kinds
 from nanopref.judge.judges import Comparing, Gold, averaged, make
-from nanopref.judge.stats import mean, mean_se, share
+from nanopref.judge.measures import clusters_of
+from nanopref.judge.stats import mean, mean_se, paired, share
 from nanopref.judge.tables import aligned, interval, plus_minus
 from nanopref.run import dataset
 from nanopref.run.cli import Parser, exit_on_user_error
@@ -49,7 +50,8 @@ def main(argv=None) -> None:
     split = args.split or ("test_id" if is_world else "test")
     pairs, best = read_pairs(config, split)
     truth = Gold().preferences(pairs) if is_world else None
-    judged = {spec: judged_by(judge, pairs, truth) for spec, judge in judges.items()}
+    clusters = clusters_of([prompt for prompt, *_ in pairs], is_world)
+    judged = {spec: judged_by(judge, pairs, truth, clusters) for spec, judge in judges.items()}
     print(f"\n{args.data} {split}, {len(pairs)} pairs\n\n{table(list(judged.values()))}")
     print("P: of the chosen answer. Flips: pairs whose verdict changes when the answers swap places. = N: same verdict "
           "as judge N.")
@@ -77,14 +79,14 @@ def read_pairs(config, split) -> tuple:
     return pairs, None
 
 
-def judged_by(judge, pairs, truth) -> dict:
+def judged_by(judge, pairs, truth, clusters) -> dict:
     """One judge on all pairs: its name, preferences, positions (None unless it compares), seconds per pair, and what
     `measure` makes of them."""
     began = time.time()
     positions = judge.positions(pairs) if isinstance(judge, Comparing) else None
     preferences = averaged(positions) if positions else judge.preferences(pairs)
     return {"name": judge.name, "preferences": preferences, "positions": positions,
-            "seconds": (time.time() - began) / len(pairs), **measure(preferences, truth, positions)}
+            "seconds": (time.time() - began) / len(pairs), **measure(preferences, truth, positions, clusters)}
 
 
 def agreement(one, other) -> list:
@@ -93,32 +95,37 @@ def agreement(one, other) -> list:
     return [1 - abs(verdict(p) - verdict(q)) for p, q in zip(one, other)]
 
 
-def measure(preferences, truth=None, positions=None) -> dict:
+def measure(preferences, truth=None, positions=None, clusters=None) -> dict:
     """What is known of one judge of pairs (a chosen, b rejected). truth: gold's P(a is preferred) of each.
 
     labels    agreement with the label, per pair
-    gold      agreement with gold, per pair of which gold prefers one answer
+    about     what each pair is about (see measures.clusters_of)
+    gold      agreement with gold, per pair of which gold prefers one answer; gold_about: what those are about
     distance  mean |P - gold's P|
     first     [mean, se] of P(first is better), both orders; 1/2 without position effect
     flips     share of pairs on which swapping flips the verdict: the same position wins in both orders
     """
-    measures = {"labels": agreement(preferences, [1.0] * len(preferences))}
+    about = clusters or list(range(len(preferences)))
+    measures = {"labels": agreement(preferences, [1.0] * len(preferences)), "about": about}
     if truth:
-        measures["gold"] = [same for same, g in zip(agreement(preferences, truth), truth) if g != 0.5]
+        decided = [i for i, g in enumerate(truth) if g != 0.5]
+        agrees = agreement(preferences, truth)
+        measures["gold"], measures["gold_about"] = ([given[i] for i in decided] for given in (agrees, about))
         measures["distance"] = mean([abs(p - g) for p, g in zip(preferences, truth)])
     if positions:
-        measures["first"] = mean_se([(p + q) / 2 for p, q in positions])
+        measures["first"] = mean_se([(p + q) / 2 for p, q in positions], about)
         measures["flips"] = mean([(p > 0.5) == (q > 0.5) for p, q in positions])
     return measures
 
 
 def table(judged) -> str:
     """A judge a line: what `measure` gave, seconds per pair, and its agreement with every judge, by number."""
-    share_of = lambda outcomes: interval(share(outcomes)) if outcomes else "-"
+    share_of = lambda outcomes, about: interval(share(outcomes, about)) if outcomes else "-"
     rows = [["", "agrees with gold", "with the labels", "|P - gold P|", "P(first)", "flips", "s/pair",
              *(f"= {i}" for i in range(1, len(judged) + 1))]]
     for i, one in enumerate(judged, 1):
-        rows.append([f"{i} {one['name']}", share_of(one.get("gold")), share_of(one["labels"]),
+        rows.append([f"{i} {one['name']}", share_of(one.get("gold"), one.get("gold_about")),
+                     share_of(one["labels"], one["about"]),
                      f"{one['distance']:.2f}" if "distance" in one else "-",
                      plus_minus(one["first"]) if "first" in one else "-",
                      f"{one['flips']:.2f}" if "flips" in one else "-", f"{one['seconds']:.3f}",
@@ -126,9 +133,11 @@ def table(judged) -> str:
     return aligned(rows, "<30", ">19", ">19", ">14", ">13", ">7", ">8", ">6")
 
 
-def compare_with_score(model, comparing, scoring, truth) -> str:
+def compare_with_score(model, comparing, scoring, truth, about=None) -> str:
     """Does this model judge better comparing or scoring? Its agreement with `truth` per pair, either way."""
-    gain, error = mean_se([c - s for c, s in zip(comparing, scoring)])  # paired: both judged the same pairs
+    gain, error = paired(comparing, scoring, about)
+    if error is None:
+        return f"{model}: too few pairs to tell comparing from scoring."
     return (f"{model}: comparing agrees with {truth} on {mean(comparing):.1%}, scoring on "
             f"{mean(scoring):.1%}; the difference of {100 * gain:+.1f} ± {100 * error:.1f} points is "
             f"{'beyond' if abs(gain) > 2 * error else 'within'} the noise (two standard errors).")
@@ -139,12 +148,13 @@ def remarks(judges, judged, is_world) -> list[str]:
     lines, (key, by) = [], ("gold", "gold") if is_world else ("labels", "the labels")
     for spec, judge in judges.items():
         mine, scoring = judged[spec][key], judged.get(spec.replace("lm-compare", "lm-score", 1), {}).get(key)
-        if mine and share(mine)[1] < 0.5 < share(mine)[2]:
+        about = judged[spec].get("gold_about" if is_world else "about")
+        if mine and share(mine, about)[1] < 0.5 < share(mine, about)[2]:
             lines.append(f"{judge.name} cannot be told from tossing a coin.")
         if judge.n_cut:
             lines.append(f"{judge.name}: {judge.n_cut} inputs were cut to the model's context.")
         if mine and scoring and spec.startswith("lm-compare"):
-            lines.append(compare_with_score(judge.name.split()[-1], mine, scoring, by))
+            lines.append(compare_with_score(judge.name.split()[-1], mine, scoring, by, about))
     return lines
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from nanopref.errors import UserError
-from nanopref.judge.stats import mean_se, share, wilson
+from nanopref.judge import measures
+from nanopref.judge.stats import effective_n, mean_se, share, wilson
 from nanopref.logps import score
 from nanopref.reward import rewards
 from nanopref.world import labels
@@ -33,6 +34,7 @@ def measure(scored) -> dict:
     """The measures of one reward model on one test set, {name: [value, standard error, or 0 where none is known]}:
 
     n_pairs             how many pairs there are
+    n_clusters          about how many subjects, or of how many prompts: errors are clustered by that (see stats.py)
     accuracy            share whose chosen response has the higher reward; a tie is wrong (as in the course report)
     reward_mean         over all responses, chosen and rejected
     reward_std          of the same
@@ -55,24 +57,32 @@ def measure(scored) -> dict:
     if not reward.isfinite().all():
         raise UserError("the reward model gives rewards that are no finite numbers: train with a lower --lr, or with "
                         "--precision fp32")
-    margin = reward[:, 0] - reward[:, 1]
+    margin, clusters = reward[:, 0] - reward[:, 1], clusters_of(scored)
     surplus = margin.abs().sigmoid() - _right(margin)
-    result = {"n_pairs": [len(scored), 0.0], "accuracy": mean_se((margin > 0).double().tolist()),
-              "reward_mean": [reward.mean().item(), 0.0], "reward_std": [reward.std().item(), 0.0],
-              "margin": mean_se(margin.tolist()), "nll": mean_se(F.softplus(-margin).tolist()),
-              "calibration_error": [calibration_error(scored), 0.0], "overconfidence": mean_se(surplus.tolist()),
-              "corr_length": correlation(reward - reward.mean(), length - length.mean())}
+    over_pairs = lambda values: mean_se(values.tolist(), clusters)
+    result = {"n_pairs": [len(scored), 0.0], "n_clusters": [len(set(clusters)), 0.0],
+              "accuracy": over_pairs((margin > 0).double()), "reward_mean": [reward.mean().item(), 0.0],
+              "reward_std": [reward.std().item(), 0.0], "margin": over_pairs(margin),
+              "nll": over_pairs(F.softplus(-margin)), "calibration_error": [calibration_error(scored), 0.0],
+              "overconfidence": over_pairs(surplus),
+              "corr_length": correlation(reward - reward.mean(), length - length.mean(), clusters)}
     if "gold_chosen" in scored[0]:
         inside = [x - x.mean(1, keepdim=True) for x in (reward, _sides(scored, "gold"), length)]
-        result |= {"expected_accuracy": expected_accuracy(scored), "corr_gold": correlation(*inside[:2]),
-                   "length_beyond_gold": length_beyond_gold(*inside)}
+        result |= {"expected_accuracy": expected_accuracy(scored, clusters),
+                   "corr_gold": correlation(*inside[:2], clusters),
+                   "length_beyond_gold": length_beyond_gold(*inside, clusters)}
     return {name: value for name, value in result.items() if value is not None}
 
 
 def interval(measured) -> tuple[float, float]:
-    """Wilson's 95 % interval of the accuracy in what `measure` gave."""
-    n = measured["n_pairs"][0]
-    return wilson(round(measured["accuracy"][0] * n), n)
+    """Wilson's 95 % interval of the accuracy in what `measure` gave, of the effective number of pairs."""
+    n = effective_n(measured["accuracy"], measured["n_pairs"][0], measured["n_clusters"][0])
+    return wilson(measured["accuracy"][0] * n, n)
+
+
+def clusters_of(scored) -> list:
+    """What each pair is about; without gold, its prompt."""
+    return measures.clusters_of([pair["prompt"] for pair in scored], "gold_chosen" in scored[0])
 
 
 def calibration(scored, bins=BINS) -> list[tuple]:
@@ -95,7 +105,7 @@ def calibration_error(scored, bins=BINS) -> float:
     return sum(n * abs(predicted - observed) for predicted, observed, n in calibration(scored, bins)) / len(scored)
 
 
-def expected_accuracy(scored) -> list[float]:
+def expected_accuracy(scored, clusters=None) -> list[float]:
     """[mean, standard error] of the probability that a fresh label agrees with the model's choice, under the world's
     labelling; a tie counts 1/2. Accuracy without the noise of one draw of labels, at most labels.best_accuracy."""
     agrees = []
@@ -103,20 +113,20 @@ def expected_accuracy(scored) -> list[float]:
         p = labels.preference_probability(pair["gold_chosen"], pair["gold_rejected"])
         margin = pair["reward_chosen"] - pair["reward_rejected"]
         agrees.append(p if margin > 0 else 1 - p if margin < 0 else 0.5)
-    return mean_se(agrees)
+    return mean_se(agrees, clusters)
 
 
-def correlation(x, y):
+def correlation(x, y, clusters=None):
     """[Pearson correlation, standard error] of x and y (n, 2), responses of n pairs from which a mean has been taken;
     None where undefined. The error is that of each pair's influence, as responses of a pair are not independent."""
     estimate = _correlation(x, y)
     if estimate is None:
         return None
     r, influence = estimate
-    return [r, mean_se(influence.tolist())[1]]
+    return [r, mean_se(influence.tolist(), clusters)[1]]
 
 
-def length_beyond_gold(reward, gold, length):
+def length_beyond_gold(reward, gold, length, clusters=None):
     """[b, standard error] of `measure`, from (n, 2) each with the pairs' means taken off; None where undefined.
 
     With s, g, l divided by their root mean square the normal equations are (s g) = a + r b and (s l) = r a + b, where
@@ -128,14 +138,14 @@ def length_beyond_gold(reward, gold, length):
     (sg, d_sg), (sl, d_sl), (r, d_r) = correlations
     a, b = (sg - r * sl) / (1 - r * r), (sl - r * sg) / (1 - r * r)
     influence = (d_sl - r * d_sg - (a - r * b) * d_r) / (1 - r * r)
-    return [b, mean_se(influence.tolist())[1]]
+    return [b, mean_se(influence.tolist(), clusters)[1]]
 
 
-def baselines(rows) -> dict:
+def baselines(rows, clusters=None) -> dict:
     """Each of TRIVIAL on (chosen, rejected) texts: {name: [accuracy, low, high]} with Wilson's 95 % interval; a tie
     counts 1/2. Length is in words. One that lies below 1/2 is as good a judge when reversed."""
     margin = lambda judge: torch.tensor([float(judge(chosen) - judge(rejected)) for chosen, rejected in rows])
-    return {name: list(share(_right(margin(judge)).tolist())) for name, judge in TRIVIAL.items()}
+    return {name: list(share(_right(margin(judge)).tolist(), clusters)) for name, judge in TRIVIAL.items()}
 
 
 def _sides(scored, name):

@@ -7,7 +7,8 @@ import torch
 
 from nanopref.judge.in_words import read_run
 from nanopref.judge.measures import measure_run, sample_answers
-from nanopref.judge.tables import aligned, plus_minus
+from nanopref.judge.stats import wilson
+from nanopref.judge.tables import aligned, interval, plus_minus
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import RunConfig
 from nanopref.run.disk import write_json, write_jsonl
@@ -85,15 +86,17 @@ def finish(folder, result, config):
 
 
 def table(measures: dict, names: dict, best_accuracy: dict,
-          note="± is one standard error over the test prompts; a tie counts half a win.", rows=ROWS) -> str:
-    """The measures as text: splits beside each other, start before policy, each mean with its standard error. `rows`:
-    (measure, label, digits) of each line."""
-    columns = [(split, who) for split in measures for who in measures[split]]
+          note="± is one standard error, prompts about one subject counting as one; a tie is half a win. [ ]: 95 %.",
+          rows=ROWS) -> str:
+    """The measures as text: splits beside each other, start before policy, each mean with its standard error, a share
+    that is all or nothing with its 95 % interval. `rows`: (measure, label, digits) of each line."""
+    columns = [(split, who) for split in measures for who in measures[split] if who in names]
     lines = [["", *(split for split, _ in columns)], ["", *(names[who] for _, who in columns)]]
     for key, label, digits in rows:
         values = [measures[split][who].get(key) for split, who in columns]
         if any(value is not None for value in values):
-            lines.append([label, *(_cell(value, digits) for value in values)])
+            n = [measures[split][who].get("n", {}).get(key) for split, who in columns]
+            lines.append([label, *(_cell(value, digits, of) for value, of in zip(values, n))])
     text = [aligned(lines, "<20", ">18"), note]
     if best_accuracy:
         best = ", ".join(f"{split} {value:.2f}" for split, value in best_accuracy.items())
@@ -101,10 +104,15 @@ def table(measures: dict, names: dict, best_accuracy: dict,
     return "\n".join(text)
 
 
-def _cell(value, digits) -> str:
+def _cell(value, digits, n) -> str:
+    """A measure as text; `n`: of how many clusters it is a share."""
     if value is None:
         return "-"
-    return plus_minus(value, digits) if value[1] else f"{value[0]:.{digits}f}" + " " * 7  # where the ± would stand
+    if n and not value[1]:
+        return interval((value[0], *wilson(value[0] * n, n)))
+    if value[1] == 0:  # known, or not estimated
+        return f"{value[0]:.{digits}f}" + " " * 7  # where the ± would stand
+    return plus_minus(value, digits)
 
 
 def side_by_side(before, after, name_before, name_after, n=5, seed=0) -> list[str]:

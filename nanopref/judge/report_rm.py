@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nanopref.judge.in_words import read_rm
-from nanopref.judge.measures_rm import baselines, calibration, interval, measure
+from nanopref.judge.measures_rm import baselines, calibration, clusters_of, interval, measure
 from nanopref.judge.report import finish, table
 from nanopref.judge.tables import aligned
 from nanopref.run.config import RunConfig
@@ -16,7 +16,7 @@ RM_ROWS = (("accuracy", "pair accuracy", 2), ("expected_accuracy", "expected acc
            ("overconfidence", "overconfidence", 2), ("corr_gold", "corr. with gold", 2),
            ("corr_length", "corr. with length", 2), ("length_beyond_gold", "length beyond gold", 2))
 NAMES = {"before": "untrained head", "after": "trained"}
-NOTE = "± is one standard error over the test pairs; a tie is wrong."
+NOTE = "± is one standard error, pairs about one subject counting as one; a tie is wrong."
 TIES = ("A tie of the reward model is wrong, one of a trivial judge counts 1/2: they tie often and could toss a coin.")
 GOLD_NOTE = (" Expected accuracy: against fresh labels, without the\nnoise of these. Correlation with gold and length "
              "beyond gold (0 is none): inside pairs, as a reward has no origin.")
@@ -29,10 +29,10 @@ def report_rm(config: RunConfig, folder: Path, scored: dict, splits) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measures = {split: {who: measure(pairs) for who, pairs in by.items()} for split, by in scored.items()}
     after = {split: by["after"] for split, by in scored.items()}
-    trivial = {split: baselines([(p["chosen"], p["rejected"]) for p in pairs]) for split, pairs in after.items()}
+    trivial = {split: baselines([(p["chosen"], p["rejected"]) for p in pairs], clusters_of(pairs))
+               for split, pairs in after.items()}
     best, first = splits.best_accuracy, next(iter(scored))
-    is_balanced = config.knobs["balance_length"]  # then other pairs are trained on than those whose noise is known
-    reading = read_rm(metrics, measures, trivial, best, is_balanced)
+    reading = read_rm(metrics, measures, trivial, best, config)
     parts = [table(measures, NAMES, best, NOTE + GOLD_NOTE * splits.gold, rows=RM_ROWS),
              accuracies(measures, trivial, best), calibration_table(after), extremes(after[first], first),
              mistakes(after[first], first),

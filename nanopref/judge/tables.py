@@ -18,9 +18,9 @@ def aligned(rows, *columns) -> str:
 
 
 def plus_minus(estimate, digits=2, sign="") -> str:
-    """[value, error] as 0.56 ± 0.02; with "+" as sign a value above 0 shows its own."""
+    """[value, error] as 0.56 ± 0.02; with "+" as sign a value above 0 shows its own; an unknown error is a "?"."""
     value, error = estimate
-    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
+    return f"{value:{sign}.{digits}f} ± " + ("?" if error is None else f"{error:.{digits}f}")
 
 
 def interval(share) -> str:
