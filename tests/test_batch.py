@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from nanopref import batch as nb
 from nanopref.batch import CHOSEN, MISMATCHED, REJECTED, Example, batches, collate, step_counts
 from nanopref.bench.steps import packed_logps, response_only_logps
-from nanopref.logps import by_role, padded_logps, predictors, score, sequence_logps
+from nanopref.logps import at_least_float32, by_role, padded_logps, predictors, score, sequence_logps
 from nanopref.losses import LOSSES, knobs, reduce
 from nanopref.text import decode, encode_prompt, encode_response
 
@@ -60,6 +60,15 @@ def test_chunks_under_autocast_give_the_gradient_of_the_whole(tiny_model, monkey
         results.append(torch.autograd.grad(loss, list(model.parameters())))
     for whole, chunks in zip(*results):
         assert (whole - chunks).norm() < 2e-2 * whole.norm()
+
+
+def test_no_more_than_LOGITS_numbers_are_made_at_once(tiny_model, monkeypatch):
+    """Whatever a batch holds, its logits are never all in memory."""
+    sizes, original = [], at_least_float32
+    monkeypatch.setattr("nanopref.logps.LOGITS", 2000)
+    monkeypatch.setattr("nanopref.logps.at_least_float32", lambda x: sizes.append(x.numel()) or original(x))
+    sequence_logps(tiny_model(), collate(random_examples([2] * 6))).sum().backward()
+    assert len(sizes) > 10 and max(sizes) <= 2000
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

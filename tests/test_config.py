@@ -99,3 +99,35 @@ def test_data_is_read_without_a_run(tmp_path):
     assert splits == dataset.load(RunConfig(loss="rm", **settings))
     assert len(splits.train) == 5 and len(splits.tests["test"]) == 2
     assert splits.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_the_stage_before_knows_what_decides_about_it_too():
+    """Else the SFT model of another seed, or one that has seen the test prompts, would be taken for this run's."""
+    run = RunConfig(loss="dpo", seed=3, data="a.jsonl", test_data="b.jsonl", system="x", max_length=64, strict=True)
+    for before in (run.before(), run.before().before()):
+        assert (before.data, before.test_data, before.system, before.max_length, before.strict) == (
+            "a.jsonl", "b.jsonl", "x", 64, True)
+    assert run.before().seed == 3 and run.before().before().seed == 0  # one base model for all seeds
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    """Training and test data that share the prompt "both"."""
+    for name, prompts in (("train", ("both", "a", "b")), ("test", ("both", "c"))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(
+            json.dumps({"prompt": prompt, "chosen": "x", "rejected": "y"}) + "\n" for prompt in prompts))
+    return dict(data=str(tmp_path / "train.jsonl"), test_data=str(tmp_path / "test.jsonl"))
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_no_prompt_is_trained_on_and_tested_on(two_files, system):
+    splits = dataset.load(DataConfig(**two_files, system=system))
+    asked = lambda rows: [row.prompt[-1]["content"] for row in rows]
+    assert asked(splits.train) == asked(splits.sft) == ["a", "b"] and asked(splits.tests["test"]) == ["both", "c"]
+    assert "1 training rows left out: their prompts are in the test data" in splits.notes
+
+
+def test_every_seed_is_tested_on_the_same_prompts(pairs):
+    """Or runs of two seeds could not be compared."""
+    first, second = (dataset.load(DataConfig(data=str(pairs), seed=seed)).tests for seed in (0, 1))
+    assert first == second

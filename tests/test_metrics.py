@@ -46,7 +46,10 @@ def test_logps_stay_sums_where_the_loss_divides():
 
 
 def test_likelihood_per_chosen_token():
-    """15 nats over 2 + 4 + 3 tokens, whatever weight the loss gives to it; not the mean of per-response means, 1.67."""
+    """15 nats over 2 + 4 + 3 tokens, whatever weight the loss gives to it. Of 9 nats over 3 tokens and 1 over 1 the mean is
+    10 / 4, not that of 3 and 1."""
+    uneven = seq(((-9, 0, 3), (-1, 0, 1)))
+    assert step_metrics([({"w": uneven, "l": NONE, "kl": NONE}, losses.sft(uneven))])["nll_loss"] == 2.5
     assert metrics(losses.cpo, alpha=0.5)["nll_loss"] == pytest.approx(15 / 9)
     parts = [({"w": seq(rows), "l": NONE, "kl": NONE}, losses.sft(seq(rows))) for rows in PARTS[0]]
     assert step_metrics(parts) == pytest.approx({"logps/chosen": -5, "logps_change/chosen": 1 / 3, "nll_loss": 15 / 9})

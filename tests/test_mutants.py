@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from mutants import MISPRINTS, MUTANTS, apply, misprint
+from mutants_project import BUGS, ROOT, tests_of
 from test_equations import EQUATIONS, place_of
 from test_losses import CHECKS, check_bandit, check_gradient, check_rewards
 
@@ -77,3 +78,12 @@ def test_the_test_of_an_equation_reaches_the_code_it_names(number, name, monkeyp
 
 def test_every_equation_is_misprinted():
     assert {m.equation for m in MISPRINTS} == set(EQUATIONS)
+
+
+def test_the_bugs_of_the_whole_project_can_be_planted():
+    """`python tests/mutants_project.py` tries them; here each is one place in its file, and still Python."""
+    for bug in BUGS:
+        whole = (ROOT / bug.file).read_text()
+        assert whole.count(bug.old) == 1, bug
+        compile(whole.replace(bug.old, bug.new), bug.file, "exec")
+        assert tests_of(bug.file), bug.file

@@ -323,6 +323,12 @@ def no_report(monkeypatch):
     monkeypatch.setattr(train_rm, "report_rm", lambda *given: None)
 
 
+def test_another_seed_is_another_head(pairs, start, tmp_path, no_report):
+    """At a learning rate of 1e-12 the head stays as it was drawn."""
+    heads = [run(pairs, start, tmp_path, lr=1e-12, seed=seed)[1]["score.weight"] for seed in (0, 1)]
+    assert (heads[0] - heads[1]).abs().mean() > 0.005
+
+
 def test_same_seed_same_weights(pairs, start, tmp_path, no_report):
     _, first = run(pairs, start, tmp_path / "a")
     _, again = run(pairs, start, tmp_path / "b")

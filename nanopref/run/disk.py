@@ -98,6 +98,7 @@ def alone_in(folder: Path):
             file.seek(0)
             raise UserError(f"{folder}: process {file.read() or '(unknown)'} works on this very run: wait for it, or "
                             "give this one another --out") from None
-        file.truncate(0)
-        print(os.getpid(), end="", file=file, flush=True)
+        with writing(path):
+            file.truncate(0)
+            print(os.getpid(), end="", file=file, flush=True)
         yield
