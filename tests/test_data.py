@@ -1,16 +1,17 @@
 import datetime
 import gzip
 import json
+import os
 import re
 import sys
+import time
 import tracemalloc
 import types
 from pathlib import Path
 
 import pytest
 
-from nanopref.data import files
-from nanopref.data.formats import FORMATS
+from nanopref.data import files, hub
 from nanopref.errors import UserError
 
 HH_FILE = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
@@ -161,6 +162,12 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (PAIR, "{not json", "not JSON", "(whole row)", "one JSON object"),
     (PAIR, '{"prompt": "\\ud800", "chosen": "4", "rejected": "5"}', "not JSON", "(whole row)", "valid Unicode"),
     (PAIR, "[" * 100_000, "not JSON", "(whole row)", "one JSON object"),
+    (PAIR, '{"x": ' * 5000 + "1" + "}" * 5000, "not JSON", "(whole row)", "one JSON object"),
+    (PAIR, '{"prompt": "2+2?", "chosen": "4", "rejected": "5", "chosen": "6"}',
+     "field given twice", "'chosen'", "each field once"),
+    (LISTS, json.dumps(LISTS).replace('"content": "4"', '"content": "3", "content": "4"'),
+     "field given twice", "'content'", "each field once"),
+    (PAIR, '{"\\u001b[2J": 1, "\\u001b[2J": 2}', "field given twice", "'\\x1b[2J'", "each field once"),
     (PAIR, '"text"', "wrong type", "(whole row)", "a JSON object, not string"),
     (PAIR, {"prompt": "2+2?", "chosen": "4"}, "missing field", "rejected", "fields prompt, chosen, rejected"),
     (PAIR, {**PAIR, "rejected": None}, "wrong type", "rejected", "a string or a list"),
@@ -184,6 +191,10 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
      "roles do not alternate", "chosen", "found user, user, assistant"),
     (LISTS, {"chosen": [Q, user("4")], "rejected": [Q, user("5")]},
      "roles do not alternate", "chosen", "found user, user"),
+    (LISTS, {**LISTS, "chosen": [Q, {"role": "\x1b[2J\n" + "x" * 999, "content": "4"}]},
+     "roles do not alternate", "chosen", "found user, '\\x1b"),
+    (SWIFT_UNPAIRED, {**SWIFT_UNPAIRED, "messages": [Q] * 200},
+     "roles do not alternate", "messages", "found user, user, user, user, ..."),
     (LISTS, {"prompt": "another prompt", **LISTS}, "roles do not alternate", "chosen", "found user, user, assistant"),
     (HH, {"chosen": "", "rejected": ""}, "empty prompt", "chosen", "starts with"),
     (HH, {**HH, "chosen": 4}, "wrong type", "chosen", "a string"),
@@ -201,8 +212,12 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (ALIGN, {**ALIGN, "overall_response": None}, "label out of range", "overall_response", "not null"),
     (ULTRA, {**ULTRA, "score_rejected": 8}, "tie", "score_rejected", "a score other than score_chosen"),
     (ULTRA, {**ULTRA, "rejected": LISTS["chosen"]}, "identical", "rejected", "that of chosen"),
-    (UNPAIRED, {**UNPAIRED, "label": "yes"}, "label out of range", "label", 'true or false, not "yes"'),
+    (UNPAIRED, {**UNPAIRED, "label": "yes"}, "label out of range", "label", "true or false, not 'yes'"),
     (UNPAIRED, {**UNPAIRED, "label": 2}, "label out of range", "label", "true or false, not 2"),
+    (UNPAIRED, {**UNPAIRED, "label": "\x1b[2J" + "x" * 99_999}, "label out of range", "label", "not '\\x1b"),
+    (UNPAIRED, json.dumps({**UNPAIRED, "label": None}).replace("null", "1" * 5000), "label out of range", "label", "inf"),
+    (ALIGN, json.dumps({**ALIGN, "overall_response": None}).replace("null", "[" * 450 + "]" * 450),
+     "label out of range", "overall_response", "[[[[["),
     (UNPAIRED, {**UNPAIRED, "label": 1}, "label out of range", "label", "true or false, not 1"),
     (SWIFT_UNPAIRED, {**SWIFT_UNPAIRED, "label": None}, "label out of range", "label", "true or false, not null"),
     (ALPACA_UNPAIRED, {**ALPACA_UNPAIRED, "kto_tag": None}, "label out of range", "kto_tag", "true or false, not null"),
@@ -237,7 +252,7 @@ def test_bad_row_is_dropped_and_counted_or_named(tmp_path, good, bad, reason, fi
     message = str(error.value)
     assert message.startswith(f"{path}, line 3: field {field}: {reason}; expected ")
     assert expected in message and "Correct the row, or leave out --strict" in message
-    assert "\n" not in message
+    assert message.isprintable() and len(message) <= 300
 
 
 def test_prompt_is_not_guessed_from_shared_characters(tmp_path):
@@ -245,6 +260,15 @@ def test_prompt_is_not_guessed_from_shared_characters(tmp_path):
     assert files.read(write(tmp_path / "d.jsonl", row)).rows == [files.Row((user("Q"),), "The cat sat.", "The cap", 1)]
     row = {side: f"\n\nHuman: Q\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
     assert files.read(write(tmp_path / "d.jsonl", row)).rows == [files.Row((user("Q"),), "The cat sat.", "The cap", 1)]
+
+
+def test_a_long_conversation_takes_no_longer_per_turn(tmp_path):
+    """6,000 turns, also in the prompt: compared each with each they took half a minute, where they now take 0.3 s."""
+    past = [turn(str(i)) for i in range(3000) for turn in (user, assistant)] + [Q]
+    row = {"prompt": past, "chosen": [*past, assistant("4")], "rejected": [*past, assistant("5")]}
+    began = time.perf_counter()
+    assert files.read(write(tmp_path / "d.jsonl", row)).rows[0].prompt == tuple(past)
+    assert time.perf_counter() - began < 5
 
 
 def test_inner_text_is_kept_as_it_is(tmp_path):
@@ -271,6 +295,16 @@ def test_same_rows_from_jsonl_gzip_and_json_list(tmp_path):
         files.read(listed, strict=True)
 
 
+def test_names_of_fields_are_shown_and_not_obeyed(tmp_path):
+    """A name is the file's own: this one clears the screen, another is as long as a book."""
+    path = write(tmp_path / "d.jsonl", {"\x1b[2J\n": 1, "x" * 130_000: 2, **{str(i): 0 for i in range(20)}})
+    with pytest.raises(UserError) as error:
+        files.read(path)
+    message = str(error.value)
+    assert message.isprintable() and len(message) <= 300
+    assert "fields '\\x1b[2J\\n' (int), '0' (int), '1' (int), '10' (int) and 18 more. Rename" in message
+
+
 def test_unknown_format_names_file_fields_and_formats(tmp_path):
     without_rejected = {"prompt": "2+2?", "chosen": "4"}
     for row in ({"ask": "2+2?", "answer": "4"}, {"chosen": "4", "rejected": "5"}, without_rejected):
@@ -278,9 +312,9 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
         with pytest.raises(UserError) as error:
             files.read(path)
         message = str(error.value)
-        fields = ", ".join(f"{field} (string)" for field in sorted(row))
-        assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. ") and "\n" not in message
-        assert all(name in message for name in FORMATS)
+        fields = ", ".join(f"{field!r} (string)" for field in sorted(row))
+        assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. Rename them to prompt, chosen, ")
+        assert message.endswith("another format in nanopref/data/README.md") and len(message) <= 300
 
 
 @pytest.mark.parametrize("name, content, expected", [
@@ -295,13 +329,20 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
     ("latin.jsonl", json.dumps(PAIR).encode() + b'\n{"prompt": "na\xefve"}\n', "line 2: not UTF-8 text"),
     ("latin.json", b'[\n\n"na\xefve"]', "line 3: not UTF-8 text"),
     ("zeros.jsonl", b"\x00" * 64, "1 not JSON (first: line 1)"),
+    ("bomb.jsonl.gz", gzip.compress((b" " * 999 + b"\n") * 40_000), "unpacks to more than 200 times its size"),
+    ("bomb.json.gz", gzip.compress(b"[" + b" " * 30 * 2**20), "a JSON list of more than 21 MiB, and it is read whole"),
+    ("digits.json", b"[{" + b"1" * 5000 + b"}]", "starts like a JSON list"),
+    ("deep.json", b"[" * 5000, "starts like a JSON list"),
+    ("utf16.jsonl", json.dumps(PAIR).encode("utf-16"), "line 1: not UTF-8 text"),
+    ("old_mac.jsonl", json.dumps(PAIR).encode() + b"\r" + json.dumps(PAIR).encode(), "1 not JSON (first: line 1)"),
     ("all_bad.jsonl", json.dumps({**PAIR, "chosen": ""}).encode(), "no usable row in"),
 ])
 def test_unusable_file(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(expected)) as error:
         files.read(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    message = str(error.value)
+    assert str(tmp_path / name) in message and message.isprintable() and len(message) <= 300
 
 
 def test_missing_file_and_directory(tmp_path):
@@ -309,6 +350,20 @@ def test_missing_file_and_directory(tmp_path):
         files.read(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="a directory; give one file in it"):
         files.read(tmp_path)
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    with pytest.raises(UserError, match="loop.jsonl: cannot be read: Too many levels of symbolic links"):
+        files.read(tmp_path / "loop.jsonl")
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        files.read(tmp_path / ("x" * 300))
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    """One that nobody writes to keeps its reader waiting, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", Path("/dev/zero")):
+        for read in (files.read, hub.data_files):
+            with pytest.raises(UserError, match=f"^{path}: a pipe or a device; save what it gives as a file"):
+                read(path)
 
 
 def test_line_that_would_fill_the_memory(tmp_path):
@@ -365,6 +420,8 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
             if path.read_bytes() != b"PAR1":
                 raise ValueError("Parquet magic bytes not found in footer.\nEither the file is corrupted.")
 
+        metadata = types.SimpleNamespace(num_rows=3)
+
         def iter_batches(self):
             made = datetime.date(2024, 1, 1)
             return [Batch([{**ALPACA, "history": None, "made": made}]), Batch([{**ALPACA, "chosen": None}, ALPACA])]
@@ -377,7 +434,7 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
     assert read.rows == [files.Row((Q,), "4", "5", 1), files.Row((Q,), "4", "5", 3)]
     assert read.first == {"wrong type": "row 2"}
     path.write_bytes(b"other")
-    with pytest.raises(UserError, match="not a Parquet file: Parquet magic bytes not found in footer.$"):
+    with pytest.raises(UserError, match=r"not a Parquet file, .* \(Parquet magic bytes not found in footer. Either the"):
         files.read(path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         files.read(tmp_path / "missing.parquet")
@@ -461,7 +518,10 @@ RANKED = {"prompt": "2+2?", "ranked": ["4", " four ", "5"], "scores": [3, 2.5, -
     # What cannot be used is as good as absent: a row must not be lost to a loss that asks for neither.
     ({**RANKED, "scores": [3, 2]}, {"between": ("four",)}), ({**RANKED, "scores": [3, 2, "1"]}, {"between": ("four",)}),
     ({**RANKED, "scores": 3}, {"between": ("four",)}), ({**PAIR, "score_chosen": True, "score_rejected": 1}, {}),
-    ({**PAIR, "group": 3}, {}),
+    ({**PAIR, "group": 3}, {}), ({**PAIR, "score_chosen": 10**400, "score_rejected": 1}, {}),
+    ({**PAIR, "score_chosen": 10**308, "score_rejected": -5}, {"scores": (1e308, -5.0)}),
+    ({**PAIR, "score_chosen": float("nan"), "score_rejected": 1}, {}), ({**RANKED, "scores": [3, 2, -10**400]},
+                                                                        {"between": ("four",)}),
 ])
 def test_what_a_row_says_besides(tmp_path, row, expected):
     found, = files.read(write(tmp_path / "d.jsonl", row), strict=True).rows

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanopref.data.formats import BadRow, converter, detect, kind, parse
-from nanopref.errors import UserError
+from nanopref.errors import UserError, one_line, shown
 
 # Bytes. A row of a million tokens has about 4 MiB: a longer line is a file without line ends and could fill the memory.
 MAX_LINE = 16 * 2**20
+MAX_LIST = 2**30  # of a JSON list, which is read whole
+# How many times its own size a gzip file may unpack to. Text of a language: 3 to 10; the embedded world's: 20; zeros: 1000.
+MAX_RATIO = 200
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,25 @@ class Dataset:
     def summary(self):
         reasons = ", ".join(f"{count} {reason} (first: {self.first[reason]})"
                             for reason, count in sorted(self.dropped.items()))
-        return (f"{self.path}: format {self.format}, {len(self.rows)} of {self.n_lines} rows kept"
+        return (f"{named(self.path)}: format {self.format}, {len(self.rows)} of {self.n_lines} rows kept"
                 + (f"; dropped: {reasons}" if reasons else ""))
+
+
+def named(path):
+    """A file's name as a message has it, which may be anything but a slash and NUL, and 4,096 bytes long."""
+    return one_line(path, 100)
+
+
+def check_file(path):
+    """UserError for what is there but cannot be read to its end: a directory, or a pipe or a device, which may wait
+    for ever or have no end."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{named(path)}: a directory; give one file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{named(path)}: a pipe or a device; save what it gives as a file, and give that")
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise UserError(f"{named(path)}: cannot be read: {error.strerror}. Give a readable file") from None
 
 
 def read(path, strict=False, axis=None):
@@ -60,7 +80,7 @@ def read(path, strict=False, axis=None):
     Raises UserError when the file cannot be read, is in no known format or in two, when no row is usable, when `axis`
     is missing or has no use, and, if `strict`, at the first row that would be dropped.
     """
-    rows, dropped, first, known_format, n_lines = [], Counter(), {}, None, 0
+    name, rows, dropped, first, known_format, n_lines = named(path), [], Counter(), {}, None, 0
     for unit, number, line in _lines(Path(path)):
         n_lines += 1
         where = f"{unit} {number}"
@@ -68,20 +88,20 @@ def read(path, strict=False, axis=None):
             row = _json_object(line)
             row_format = detect(row)
             if known_format is None:
-                known_format, convert = row_format, converter(row, row_format, axis, f"{path}, {where}")
+                known_format, convert = row_format, converter(row, row_format, axis, f"{name}, {where}")
             if row_format not in (known_format, None):
-                raise UserError(f"{path}, {where}: a row in format {row_format} in a file in format {known_format}. "
+                raise UserError(f"{name}, {where}: a row in format {row_format} in a file in format {known_format}. "
                                 "Keep one format per file: move these rows to a file of their own")
             rows.append(Row(**parse(row, known_format, convert), line=number))
         except BadRow as bad:
             if strict:
-                raise UserError(f"{path}, {where}: {bad}. "
-                                "Correct the row, or leave out --strict to drop such rows and count them") from None
+                raise UserError(f"{name}, {where}: {bad}. "
+                                "Correct the row, or leave out --strict to drop and count it") from None
             dropped[bad.reason] += 1
             first.setdefault(bad.reason, where)
     data = Dataset(str(path), known_format or "unknown", rows, dict(dropped), n_lines, first)
     if not rows:
-        raise UserError(f"no usable row in {data.summary()}" if n_lines else f"{path}: the file holds no rows")
+        raise UserError(f"no usable row in {data.summary()}" if n_lines else f"{name}: the file holds no rows")
     return data
 
 
@@ -111,67 +131,113 @@ def split(rows, test_fraction, seed):
 
 def _lines(path):
     """Yields ("line", "item" or "row", its 1-based number, JSON text or parsed row); blank lines are left out."""
-    if path.is_dir():
-        raise UserError(f"{path}: a directory; give one file in it")
-    number = 1
+    check_file(path)
+    name, number, n_bytes = named(path), 1, 0
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
             return
+        most = MAX_LINE + MAX_RATIO * path.stat().st_size  # a small file must not fill the memory, nor take hours
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             line = file.readline(MAX_LINE + 1).removeprefix(codecs.BOM_UTF8)
             if line.lstrip().startswith(b"["):  # a row is an object and starts with "{"
-                yield from _list_items(path, (line + file.read()).decode("utf-8"))
+                most = min(MAX_LIST, most)
+                line += file.read(max(0, most - len(line)))
+                if file.read(1):
+                    raise UserError(f"{name}: a JSON list of more than {most // 2**20} MiB, and it is read whole. "
+                                    "Save it as JSONL: one object on each line")
+                yield from _list_items(path, line.decode("utf-8"))
                 return
             while line:
+                n_bytes += len(line)
                 if len(line) > MAX_LINE:
-                    raise UserError(f"{path}, line {number}: longer than {MAX_LINE // 2**20} MiB. "
+                    raise UserError(f"{name}, line {number}: longer than {MAX_LINE // 2**20} MiB. "
                                     "Expected JSONL: one row, one JSON object, on each line")
+                if n_bytes > most:
+                    raise UserError(f"{name}, line {number}: unpacks to more than {MAX_RATIO} times its size, which text "
+                                    "does not. If you trust it, unpack it first")
                 if line.strip():
                     yield "line", number, line.decode("utf-8")
                 line, number = file.readline(MAX_LINE + 1), number + 1
     except UnicodeDecodeError as error:
         number += error.object.count(b"\n", 0, error.start)  # a JSON list is decoded whole
-        raise UserError(f"{path}, line {number}: not UTF-8 text; expected JSONL, a JSON list, or gzip named .gz. "
+        raise UserError(f"{name}, line {number}: not UTF-8 text; expected JSONL, a JSON list, or gzip named .gz. "
                         "Save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}. Give a readable file") from None
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}. Give a readable file") from None
     except (EOFError, zlib.error) as error:
-        raise UserError(f"{path}: the gzip data is cut off or damaged ({error}). "
+        raise UserError(f"{name}: the gzip data is cut off or damaged ({error}). "
                         "Download or compress the file again") from None
 
 
 def _list_items(path, text):
     try:
-        items = json.loads(text)
+        items = _parse(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: starts like a JSON list, but is not one: {error}. "
+        raise UserError(f"{named(path)}: starts like a JSON list, but is not one: {error}. "
                         "Expected [{...}, {...}] or JSONL, one object on each line") from None
     for number, item in enumerate(items, start=1):
         yield "item", number, item
 
 
 def _parquet_rows(path):
+    """Rows as Python objects. What pyarrow makes of damaged bytes is an error of any kind, from release to release."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or convert the file to JSONL") from None
+        raise UserError(f"{named(path)}: Parquet needs pyarrow: pip install pyarrow, or convert the file to JSONL") from None
     number = 0
     try:
-        for batch in ParquetFile(path).iter_batches():
+        file, size = ParquetFile(path), path.stat().st_size
+        if file.metadata.num_rows > size:  # equal rows take next to nothing, and then fill the memory
+            raise ValueError(f"{file.metadata.num_rows:,} rows in {size:,} bytes")
+        for batch in file.iter_batches():
             for number, row in enumerate(batch.to_pylist(), start=number + 1):
                 yield "row", number, row
-    except ValueError as error:  # pyarrow.ArrowInvalid is one
-        raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        where = f"damaged after row {number}" if number else "not a Parquet file, or a damaged one"
+        why = one_line(" ".join(str(error).split()), 100)
+        raise UserError(f"{named(path)}: {where} ({why}). Download or write the file again") from None
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Stands for a JSON object that has a field twice: which of the two was meant, nobody knows."""
+    field: str
+
+
+def _once(pairs):
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    return Twice(Counter(field for field, _ in pairs).most_common(1)[0][0])
+
+
+def _parse(text):
+    """JSON, with Twice in it. An integer too large for a float is an infinite one: beyond 4,300 digits Python refuses."""
+    return json.loads(text, object_pairs_hook=_once,
+                      parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
+
+
+def _no_json(value):
+    """Called for what json.dumps does not know."""
+    if isinstance(value, Twice):
+        raise BadRow("field given twice", shown(value.field, 40), "each field once")
+    return str(value)  # Parquet also has dates and bytes
 
 
 def _json_object(line):
+    """One row of whatever file, as a dict whose text can be tokenised and printed as JSON. Raises BadRow."""
     try:
-        row = json.loads(line) if isinstance(line, str) else line
-        # Half a surrogate pair is no text: it cannot be tokenised. default: Parquet also has dates and bytes.
-        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
+        row = _parse(line) if isinstance(line, str) else line
+        # Half a surrogate pair is no text: it cannot be tokenised.
+        size = len(json.dumps(row, ensure_ascii=False, default=_no_json).encode("utf-8"))
     except (ValueError, RecursionError):
         raise BadRow("not JSON", "(whole row)", "one JSON object of valid Unicode text") from None
+    if size > MAX_LINE:  # of a list or a Parquet file
+        raise BadRow("too long", "(whole row)", f"at most {MAX_LINE // 2**20} MiB")
     if not isinstance(row, dict):
         raise BadRow("wrong type", "(whole row)", f"a JSON object, not {kind(row)}")
     return row

@@ -5,12 +5,12 @@ the characters that two strings share: two answers that start alike would lose t
 """
 import dataclasses
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass
 from functools import partial
 
-from nanopref.errors import UserError
+from nanopref.errors import UserError, shown
 
 HH_START = "\n\nHuman:"
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; every other role keeps its own
@@ -49,10 +49,10 @@ def converter(row, row_format, axis, where):
     """The converter of a format, with the axis it needs. UserError for row_format None, unknown, and for an axis that
     is missing or has no use."""
     if row_format is None:
-        fields = ", ".join(f"{field} ({kind(row[field])})" for field in sorted(row)) or "(none)"
-        kinds = "chosen is " + ", ".join(f"a {kind} in {name}" for name, kind in KIND_OF_CHOSEN.items())
-        known = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _) in FORMATS.items())
-        raise UserError(f"{where}: unknown format with fields {fields}. Rename them to one of: {known}; {kinds}")
+        fields = ", ".join(f"{shown(field, 30)} ({kind(row[field])})" for field in sorted(row)[:4]) or "(none)"
+        more = f" and {len(row) - 4} more" if len(row) > 4 else ""
+        raise UserError(f"{where}: unknown format with fields {fields}{more}. Rename them to prompt, chosen, "
+                        "rejected (all strings), or to those of another format in nanopref/data/README.md")
     if row_format != "pku-saferlhf":
         if axis is not None:
             raise UserError(f"{where}: --axis {axis} is for PKU-SafeRLHF data, and this is {row_format}. Leave it out")
@@ -74,7 +74,7 @@ def parse(row, known_format, convert):
     label = fields[-1]
     if label in ("label", "kto_tag"):  # an unpaired row is read like a demonstration
         if not isinstance(row[label], bool):
-            raise BadRow("label out of range", label, f"true or false, not {json.dumps(row[label], default=str)}")
+            raise BadRow("label out of range", label, f"true or false, not {_json(row[label])}")
         chosen, rejected = (chosen, None) if row[label] else (None, chosen)
     if chosen and rejected and chosen[:-1] != rejected[:-1]:
         raise BadRow("different prefixes", rejected[-1].field, "the same messages on both sides up to the last one")
@@ -114,7 +114,14 @@ def _aside(row, known_format, chosen, rejected):
 
 
 def _is_finite(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an integer may be larger than any float
+
+
+def _json(value):
+    """A label as its file has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return shown(value, 40)
 
 
 def _check_conversation(turns):
@@ -125,8 +132,9 @@ def _check_conversation(turns):
     if roles[0] == "system":
         roles = roles[1:]
     if roles != ["user", "assistant"] * (len(roles) // 2):
-        raise BadRow("roles do not alternate", turns[-1].field, "an optional system message, then user and assistant "
-                     f"in turn, ending with assistant; found {', '.join(roles)}")
+        found = ", ".join(role if role in ("system", "user", "assistant") else shown(role, 20) for role in roles[:4])
+        raise BadRow("roles do not alternate", turns[-1].field, "user and assistant in turn after an optional system "
+                     f"message, ending with assistant; found {found}{', ...' if len(roles) > 4 else ''}")
     for turn, reason in ((turns[-2], "empty prompt"), (turns[-1], "empty response")):
         if not turn.content.strip():
             raise BadRow(reason, turn.field, "text that is not blank")
@@ -165,7 +173,7 @@ def _prompt(row, field):
 def _answered(prompt, row, field):
     """The conversation of one side. Some files repeat the prompt at the start of an answer given as messages."""
     answer = _turns(row, field, "assistant")
-    is_whole = answer[0].role != "assistant" and all(turn in answer for turn in prompt)
+    is_whole = answer[0].role != "assistant" and set(prompt) <= set(answer)
     return answer if is_whole else prompt + answer
 
 
@@ -177,7 +185,7 @@ def _ranked(row, prompt_field, label, responses):
     """`responses` maps each value of `label` to the field it prefers."""
     if type(row[label]) is not int or row[label] not in responses:  # type: true == 1 in Python
         raise BadRow("label out of range", label, f"{' or '.join(map(str, responses))} for the better response, "
-                     f"not {json.dumps(row[label], default=str)}")
+                     f"not {_json(row[label])}")
     chosen = responses[row[label]]
     rejected, = set(responses.values()) - {chosen}
     prompt = _prompt(row, prompt_field)

@@ -6,7 +6,8 @@ has downloaded stays in its cache, so that a model, or a data file named in full
 import re
 from pathlib import Path
 
-from nanopref.errors import UserError
+from nanopref.data.files import check_file
+from nanopref.errors import UserError, shown
 
 DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 REPOSITORY = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
@@ -35,8 +36,9 @@ def data_files(name):
     lists the files where this does not settle which to take.
     """
     path = Path(name)
-    if path.is_dir():
-        raise UserError(f"{name}: a directory; give one file in it")
+    if not str(name).isprintable():  # it is part of the run's own name
+        raise UserError(f"{shown(str(name))}: a name with characters that cannot be printed; give the file another one")
+    check_file(path)
     if path.exists():
         return {"train": path}
     named_file = re.fullmatch(f"{REPOSITORY}/(.+)", str(name))
