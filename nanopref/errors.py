@@ -4,8 +4,8 @@
 class UserError(Exception):
     """Carries one line: which file, line or field, what was expected, what to do.
 
-    The scripts print it without a traceback and exit with code 2; nothing has been overwritten by then. A file's name or
-    text in it reaches a terminal: see one_line.
+    The scripts print it without a traceback and exit with code 2; nothing has been overwritten by then. What it says of
+    a file, and in the file's own words, reaches a terminal: see one_line.
     """
 
     def __init__(self, message):

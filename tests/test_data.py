@@ -215,7 +215,8 @@ BAD = [  # a good row, then the bad one, its reason, its field and what the mess
     (UNPAIRED, {**UNPAIRED, "label": "yes"}, "label out of range", "label", "true or false, not 'yes'"),
     (UNPAIRED, {**UNPAIRED, "label": 2}, "label out of range", "label", "true or false, not 2"),
     (UNPAIRED, {**UNPAIRED, "label": "\x1b[2J" + "x" * 99_999}, "label out of range", "label", "not '\\x1b"),
-    (UNPAIRED, json.dumps({**UNPAIRED, "label": None}).replace("null", "1" * 5000), "label out of range", "label", "inf"),
+    (UNPAIRED, json.dumps({**UNPAIRED, "label": None}).replace("null", "1" * 5000),
+     "label out of range", "label", "true or false, not inf"),
     (ALIGN, json.dumps({**ALIGN, "overall_response": None}).replace("null", "[" * 450 + "]" * 450),
      "label out of range", "overall_response", "[[[[["),
     (UNPAIRED, {**UNPAIRED, "label": 1}, "label out of range", "label", "true or false, not 1"),
@@ -313,7 +314,7 @@ def test_unknown_format_names_file_fields_and_formats(tmp_path):
             files.read(path)
         message = str(error.value)
         fields = ", ".join(f"{field!r} (string)" for field in sorted(row))
-        assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. Rename them to prompt, chosen, ")
+        assert message.startswith(f"{path}, line 1: unknown format with fields {fields}. Rename them to prompt, ")
         assert message.endswith("another format in nanopref/data/README.md") and len(message) <= 300
 
 
@@ -434,7 +435,7 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
     assert read.rows == [files.Row((Q,), "4", "5", 1), files.Row((Q,), "4", "5", 3)]
     assert read.first == {"wrong type": "row 2"}
     path.write_bytes(b"other")
-    with pytest.raises(UserError, match=r"not a Parquet file, .* \(Parquet magic bytes not found in footer. Either the"):
+    with pytest.raises(UserError, match=r"not a Parquet file, .* \(Parquet magic bytes not found in footer. Either"):
         files.read(path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         files.read(tmp_path / "missing.parquet")

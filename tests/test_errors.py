@@ -5,7 +5,8 @@ from nanopref.errors import UserError, one_line, shown
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("a naïve 名字", "a naïve 名字"), ("a\nb\r\x1b[2J\x00", r"a\nb\r\x1b[2J\x00"), ("\x85\u2028\u202e", r"\x85\u2028\u202e"),
+    ("a naïve 名字", "a naïve 名字"),
+    ("a\nb\r\x1b[2J\x00", r"a\nb\r\x1b[2J\x00"), ("\x85\u2028\u202e", r"\x85\u2028\u202e"),
     ("\udcff", r"\udcff"),  # a byte of the command line that is no UTF-8
 ])
 def test_a_message_is_one_line(text, expected):

@@ -18,8 +18,7 @@ from nanopref.errors import UserError, one_line, shown
 # Bytes. A row of a million tokens has about 4 MiB: a longer line is a file without line ends and could fill the memory.
 MAX_LINE = 16 * 2**20
 MAX_LIST = 2**30  # of a JSON list, which is read whole
-# How many times its own size a gzip file may unpack to. Text of a language: 3 to 10; the embedded world's: 20; zeros: 1000.
-MAX_RATIO = 200
+MAX_RATIO = 200   # how many times its own size a gzip file may unpack to: text is packed 3 to 10 times, zeros 1,000
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,8 @@ def _lines(path):
                     raise UserError(f"{name}, line {number}: longer than {MAX_LINE // 2**20} MiB. "
                                     "Expected JSONL: one row, one JSON object, on each line")
                 if n_bytes > most:
-                    raise UserError(f"{name}, line {number}: unpacks to more than {MAX_RATIO} times its size, which text "
-                                    "does not. If you trust it, unpack it first")
+                    raise UserError(f"{name}, line {number}: unpacks to more than {MAX_RATIO} times its size, which "
+                                    "text does not. If you trust it, unpack it first")
                 if line.strip():
                     yield "line", number, line.decode("utf-8")
                 line, number = file.readline(MAX_LINE + 1), number + 1
@@ -185,7 +184,8 @@ def _parquet_rows(path):
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{named(path)}: Parquet needs pyarrow: pip install pyarrow, or convert the file to JSONL") from None
+        raise UserError(f"{named(path)}: Parquet needs pyarrow: pip install pyarrow, or convert the file to "
+                        "JSONL") from None
     number = 0
     try:
         file, size = ParquetFile(path), path.stat().st_size
@@ -216,7 +216,7 @@ def _once(pairs):
 
 
 def _parse(text):
-    """JSON, with Twice in it. An integer too large for a float is an infinite one: beyond 4,300 digits Python refuses."""
+    """JSON, with Twice in it. An integer that may be too large for a float is one: Python refuses 4,301 digits."""
     return json.loads(text, object_pairs_hook=_once,
                       parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
 

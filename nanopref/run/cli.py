@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from nanopref.errors import UserError
+from nanopref.errors import UserError, one_line, shown
 from nanopref.losses import LOSSES, help_text, knobs
 from nanopref.run import distributed
 from nanopref.run.config import PRETRAINED, REWARD_OPTIONS, STAGES, RunConfig
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         distributed.let_main_speak()
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, one_line(f"{self.prog}: error: {message} (see --help)") + "\n")
 
 
 def parse(argv=None) -> RunConfig:
@@ -59,8 +59,8 @@ def parse(argv=None) -> RunConfig:
                description="Train a policy on preferences, judge it against its start, and show what happened.",
                epilog=EPILOG + "".join(help_text(name) for name in LOSSES))
     p.add_argument("--loss", required=True, choices=LOSSES, metavar="LOSS", help=", ".join(LOSSES))
-    p.add_argument("--model", metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT model "
-                   "(default), the base model (default of --loss sft), random weights (trains the base model), a "
+    p.add_argument("--model", type=folder, metavar="sft|base|scratch|DIR|ORG/NAME", help="what to start from: the SFT "
+                   "model (default), the base model (default of --loss sft), random weights (trains the base model), a "
                    "Hugging Face folder of the Llama or Qwen2 architecture, or the name of one on the hub")
     defaults = {knob: value for loss in LOSSES for knob, value in knobs(loss).items()}
     for knob, value in defaults.items():  # the epilog explains them, loss by loss
@@ -68,7 +68,7 @@ def parse(argv=None) -> RunConfig:
                        type=boolean if isinstance(value, bool) else float)
     add_data_options(p)
     add_training_options(p, ("base", "sft", "po"))
-    p.add_argument("--prompts", type=int, default=200, metavar="N",
+    p.add_argument("--prompts", type=whole, default=200, metavar="N",
                    help="test prompts to answer per split (default: 200)")
     add_run_options(p)
     return config_of(p.parse_args(argv))
@@ -79,12 +79,13 @@ def parse_rm(argv=None) -> RunConfig:
     p = Parser(prog="train_rm.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                description="Train a Bradley-Terry reward model on preferences, measure it on pairs it has not seen, "
                "and show what it has learnt.", epilog=RM_EPILOG)
-    p.add_argument("--model", default="sft", metavar="sft|base|DIR|ORG/NAME", help="what to start from, under a new "
-                   "scalar head: the SFT model (default), the base model, a Hugging Face folder, or the name of one on "
-                   "the hub; a reward model keeps its head and is trained on")
+    p.add_argument("--model", type=folder, default="sft", metavar="sft|base|DIR|ORG/NAME", help="what to start from, "
+                   "under a new scalar head: the SFT model (default), the base model, a Hugging Face folder, or the "
+                   "name of one on the hub; a reward model keeps its head and is trained on")
     for name, default in REWARD_OPTIONS.items():
         metavar, text = REWARD_HELP[name]
-        kind = {"action": "store_true"} if default is False else {"type": type(default or 0.0), "metavar": metavar}
+        number = whole if name == "ranking" else float
+        kind = {"action": "store_true"} if default is False else {"type": number, "metavar": metavar}
         p.add_argument(flag(name), dest=f"knob_{name}", default=default, help=text, **kind)
     add_data_options(p)
     add_training_options(p, ("rm",))
@@ -107,24 +108,24 @@ def add_data_options(p) -> None:
     p.add_argument("--test-data", metavar="FILE",
                    help="held-out data (default: a seeded tenth of the prompts of --data)")
     p.add_argument("--axis", choices=("better", "safer"), help="which of PKU-SafeRLHF's two preferences to learn")
-    p.add_argument("--system", metavar="TEXT", help="system message for every conversation that has none (default: "
-                   "what the model's chat template does by itself)")
-    p.add_argument("--rows", type=int, metavar="N", help="use only the first N training rows")
+    p.add_argument("--system", type=unicode_text, metavar="TEXT", help="system message for every conversation that has "
+                   "none (default: what the model's chat template does by itself)")
+    p.add_argument("--rows", type=whole, metavar="N", help="use only the first N training rows")
     p.add_argument("--strict", action="store_true", help="a row that would be dropped is an error instead")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of data, order and sampling (default: 0)")
+    p.add_argument("--seed", type=whole, default=0, metavar="N", help="of data, order and sampling (default: 0)")
 
 
 def add_training_options(p, stages) -> None:
     """How to train; `stages` are those whose defaults --help names."""
-    for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", int, "passes over the training data"),
-                              ("batch_size", int, "pairs per optimiser step")):
+    for name, type_, text in (("lr", float, "peak learning rate"), ("epochs", whole, "passes over the training data"),
+                              ("batch_size", whole, "pairs per optimiser step")):
         default = ", ".join(f"{stage} {STAGES[stage][name]}" for stage in stages)
         pretrained = ", ".join(f"{stage} {PRETRAINED[stage][name]}" for stage in stages if stage in PRETRAINED)
         p.add_argument(flag(name), type=type_, metavar="N",
                        help=f"{text} (default: {default}; pretrained: {pretrained})")
-    p.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step: less memory, same "
+    p.add_argument("--accumulate", type=whole, default=1, metavar="N", help="micro-batches per step: less memory, same "
                    "result (but for kto, which estimates its KL per micro-batch)")
-    p.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens of prompt + response; longer "
+    p.add_argument("--max-length", type=whole, default=512, metavar="N", help="tokens of prompt + response; longer "
                    "prompts are cut on the left, longer responses on the right; answers at the end may fill the "
                    "model's context (default: 512)")
 
@@ -141,7 +142,7 @@ def add_run_options(p) -> None:
                    "runs")
     p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations a second time instead of "
                    "keeping them: a third more time, a fraction of their memory, the same result")
-    p.add_argument("--out", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    p.add_argument("--out", type=folder, default="runs", metavar="DIR", help="where runs are kept (default: runs)")
     p.add_argument("--resume", action="store_true", help="continue this very run from its last checkpoint after a kill")
     p.add_argument("--fresh", nargs="?", const="base", choices=("base", "sft", "run"), metavar="base|sft|run",
                    help="redo from this stage on, although it is done (--fresh alone: from base)")
@@ -155,15 +156,41 @@ def flag(name: str) -> str:
 def boolean(text: str) -> bool:
     """An argparse type: true or false."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected true or false, got {shown(text)}")
     return text.lower() == "true"
 
 
 def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
+    if not text.isdecimal() or whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {shown(text)}")
+    return whole(text)
+
+
+def whole(text: str) -> int:
+    """An argparse type: a whole number that fits into 64 bits, as seeds and sizes must."""
+    try:
+        if len(text) < 30 and -2**63 <= int(text) < 2**63:
+            return int(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a whole number of at most 18 digits, got {shown(text)}")
+
+
+def folder(text: str) -> str:
+    """An argparse type: a name that can be printed, as those of a run's files are."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a name without control characters, got {shown(text)}")
+    return text
+
+
+def unicode_text(text: str) -> str:
+    """An argparse type: a text that can be tokenised. A byte of the command line that is no UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected UTF-8 text, got {shown(text)}") from None
+    return text
 
 
 def exit_on_user_error(main):
@@ -192,5 +219,5 @@ def exit_on_user_error(main):
 def complain(line: str, code: int) -> int:
     """Prints the line where errors go; returns the exit code."""
     distributed.let_main_speak()
-    print(line, file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
     return code
