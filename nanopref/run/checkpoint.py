@@ -28,7 +28,7 @@ FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_templat
 
 def sibling(folder, suffix):
     folder = Path(folder).absolute()
-    return folder.with_name(folder.name + suffix)
+    return folder.parent / (folder.name + suffix)  # with_name refuses "/", whose name is empty
 
 
 def drop_old(folder):
