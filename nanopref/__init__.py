@@ -14,6 +14,7 @@ Then train_po.py and train_rm.py beside this folder, each from top to bottom. Wh
 
     rl.py       what PPO adds to the policy gradient: advantages, the clipped surrogate, KL estimates (for notebooks)
     errors.py   UserError: an error you can fix
+    sandbox.py  where a model's chat template runs, a program of somebody else's
     data/       your files: formats, rows, token ids, models and data by name
     world/      the embedded world whose true reward is known, and one so small that every expectation is a sum
     run/        what a run is made of: command line, configuration, checkpoints, checks, memory, several processes
@@ -25,7 +26,7 @@ Docstrings name the texts that all this follows: the course report (on reward mo
 DPO, ORPO), the blog post (DPO), the guide (to human-preference alignment) and arXiv:2407.15229 (*PO in practice);
 notebooks/README.md, which has the equations of each, numbers them 000 to 004.
 
-Imports go one way: errors -> model, text, losses -> batch, sample -> logps -> reward, rl -> world ->
+Imports go one way: errors -> model, sandbox, text, losses -> batch, sample -> logps -> reward, rl -> world ->
 data -> run -> judge -> the two scripts -> findings, bench.
 """
 import signal

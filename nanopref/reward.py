@@ -144,8 +144,10 @@ def rewards(model, batch: Batch) -> torch.Tensor:
     """The reward of every response, (R,) float32 at least: the scalar head at its last token, which is the end of turn
     unless the response was cut; the head of its group where there are several; after the model's rule about length."""
     hidden = model(batch.input_ids, batch.position_ids, batch.attn_mask()).flatten(0, 1)  # (B*T, d)
-    reward = model.score(hidden[batch.last]).gather(1, batch.group[:, None])[:, 0]
-    return by_length(model.length_rule, at_least_float32(reward), batch.lengths)
+    last = at_least_float32(hidden[batch.last])  # (R, d)
+    with torch.autocast(last.device.type, enabled=False):  # rounded to bf16, most rewards would be ties
+        reward = F.linear(last, at_least_float32(model.score.weight)).gather(1, batch.group[:, None])[:, 0]
+    return by_length(model.length_rule, reward, batch.lengths)
 
 
 def score_answers(model, tokenizer, asked, progress=lambda parts: parts) -> tuple[list, int]:

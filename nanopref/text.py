@@ -11,11 +11,10 @@ There is no padding and no mask here: masks are made from these lengths.
 import json
 import re
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nanopref.errors import UserError
+from nanopref.sandbox import bounded, read_template
 
 PAD, BOS, IM_START, IM_END = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (  # ChatML
@@ -49,7 +48,7 @@ class ChatTokenizer:
         self.special_tokens = [token.content for token in added if token.special]
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.template = _read_template(described["chat_template"])
+        self.template = read_template(described["chat_template"])
         self.bos_id = self._find_bos()
         self.wants_bos = self._starts_with_bos()
         prompt = encode_prompt(self, [QUESTION])
@@ -117,9 +116,12 @@ class ChatTokenizer:
         safe = [{**message, "content": self.special.sub(lambda m: SPLIT.join(m[0]), message["content"])}
                 for message in messages]
         try:  # no date: the template's own fixed one, so that the same data gives the same ids tomorrow
-            return self.template.render(messages=safe, add_generation_prompt=add_generation_prompt,
-                                        tools=None, documents=None,  # as transformers has it: defined, but None
-                                        **self._tokens(bos_token=self.bos_id, eos_token=self._named("eos_token")))
+            with bounded():
+                return self.template.render(messages=safe, add_generation_prompt=add_generation_prompt,
+                                            tools=None, documents=None,  # as transformers has it: defined, but None
+                                            **self._tokens(bos_token=self.bos_id, eos_token=self._named("eos_token")))
+        except MemoryError:
+            raise UserError("the chat template wants more than a gigabyte of memory: use another model's") from None
         except Exception as error:  # a template is a program: 1 + "a" in it is a TypeError
             raise UserError(f"the chat template refuses these messages ({', '.join(m['role'] for m in messages)}): "
                             + " ".join(str(error).split())) from None
@@ -148,22 +150,6 @@ class ChatTokenizer:
     def shown(self, ids):
         """`ids` as text, special tokens included, in one line."""
         return repr(self.tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def _read_template(text):
-    """A Jinja template that can do what transformers' can, and nothing to this machine."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,  # as transformers has them
-                                                extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-    try:
-        return environment.from_string(text)
-    except (jinja2.TemplateError, TypeError) as error:  # TypeError: it is not even a string
-        raise UserError(f"the chat template cannot be read: {error}") from None
-
-
-def _refuse(message):  # what templates call as raise_exception("...")
-    raise jinja2.TemplateError(message)
 
 
 def train_tokenizer(texts, vocab_size) -> ChatTokenizer:

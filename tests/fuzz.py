@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 
 from test_data import (
     ALIGN, ALPACA, ALPACA_LONG, ALPACA_UNPAIRED, HH, LISTS, LONG_LISTS, ORCA, PAIR, PKU, RANKED, SHAREGPT,
@@ -158,3 +159,39 @@ def command(rng, folder, data, model):
         options[option] = rng.choice(values[option])
     options["--out"] = os.path.join(folder, options["--out"].lstrip("/"))
     return [script, *[f"{option}={value}" for option, value in options.items()]]
+
+
+TEMPLATES = ["{{ 'a' * 4000000000 }}", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+             "{{ 10 ** 10 ** 9 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages }}", "{{", "x" * 10 ** 7,
+             "{{ raise_exception('\x1b[2J') }}", "{% include 'x' %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}", ""]
+
+
+def broken_model(rng, good, folder):
+    """A copy of the model folder `good` with one to three things wrong in its files."""
+    folder.mkdir()
+    files = {path.name: path.read_bytes() for path in good.iterdir()}
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        name = rng.choice(["config.json", "config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors",
+                           "model.safetensors", "chat_template.jinja", "model.safetensors.index.json"])
+        content = files.get(name, b"{}")
+        if name == "chat_template.jinja":
+            files[name] = rng.choice([*TEMPLATES, *TEXTS]).encode("utf-8", "surrogatepass")
+        elif name == "model.safetensors" and rng.random() < 0.6:  # its header: dtypes, shapes, names
+            size = int.from_bytes(content[:8], "little")
+            header = changed_bytes(content[8:8 + size], rng) if rng.random() < 0.5 else rng.choice([
+                lambda: content[8:8 + size].replace(b'"F32"', rng.choice([b'"I32"', b'"BOOL"', b'"F8_E4M3"', b'"C64"'])),
+                lambda: re.sub(rb"\[(\d+)", lambda m: b"[" + rng.choice([b"1099511627776", b"0", b"-1", b"9" * 400]),
+                               content[8:8 + size], count=1)])()
+            files[name] = (len(header) if rng.random() < 0.8 else rng.randrange(2 ** 40)).to_bytes(8, "little") + (
+                header + content[8 + size:])
+        elif name == "model.safetensors" and rng.random() < 0.5:  # its numbers
+            at = rng.randrange(len(content) // 2, len(content) - 4) & ~3
+            files[name] = content[:at] + rng.choice([b"\xff", b"\x00"]) * 4 + content[at + 4:]
+        elif name.endswith("config.json") and content == (good / name).read_bytes() and rng.random() < 0.8:
+            files[name] = changed_row(json.loads(content), rng)
+        else:
+            files[name] = changed_bytes(content, rng)
+    for name in rng.sample(list(files), rng.choice([0, 0, 0, 1])):
+        del files[name]
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

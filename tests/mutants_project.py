@@ -23,10 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tests that go with a file, beside those that are named like it; the others are not run.
 TESTS = {"model": "transformers equations", "logps": "batch step equations", "losses": "equations", "rl": "equations",
          "examples": "data", "files": "data", "formats": "data", "labels": "world", "gold": "world", "language": "world",
-         "writers": "world", "training": "optimisation train", "reference": "checks train reuse",
-         "dataset": "train data", "config": "seeds train", "reuse": "train seeds", "measures": "evaluate stats",
+         "training": "optimisation train", "reference": "checks train reuse",
+         "dataset": "config data train", "config": "seeds train", "reuse": "train seeds", "measures": "evaluate stats",
          "measures_rm": "evaluate_rm", "stats": "evaluate", "compare": "judges", "train_po": "optimisation step train",
-         "train_rm": "optimisation reward", "reward": "evaluate_rm", "metrics": "equations", "text": "data",
+         "train_rm": "optimisation reward", "source": "reuse", "judging": "judges", "writers": "world",
+         "reward": "evaluate_rm", "metrics": "equations", "text": "data", "weights": "checkpoint",
          "checkpoint": "reward disk", "exact": "equations", "batch": "optimisation"}
 
 
@@ -280,9 +281,9 @@ BUGS = [Bug(*line) for line in (
      'abs(verdict(p) - verdict(q))',
      'agreement is disagreement'),
     ("own", "nanopref/data/hub.py",
-     'if path.is_dir()',
-     'if False',
-     'a directory as data'),
+     'if named_file:',
+     'if not named_file:',
+     'a file in a repository is not told from a repository'),
     ("blind", "nanopref/model.py",
      '/ (2 * math.pi * periods)',
      '/ periods',

@@ -7,7 +7,7 @@ import torch
 
 from nanopref.data.files import Row
 from nanopref.judge import measures
-from nanopref.judge.measures import answer_values, clusters_of, measure_run, summary, sample_answers
+from nanopref.judge.measures import answer_values, measure_run, summary, sample_answers
 from nanopref.judge.report import side_by_side
 from nanopref.judge.stats import mean_se, share, wilson, win_rate
 from nanopref.text import decode, encode_prompt, encode_response

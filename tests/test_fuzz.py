@@ -7,16 +7,17 @@ import itertools
 import os
 import random
 import re
+import shutil
 import signal
 
 import pytest
 from commands import run_command
-from fuzz import broken_file, broken_parquet, command
+from fuzz import broken_file, broken_model, broken_parquet, command
 
 from nanopref.data.examples import encode
 from nanopref.errors import UserError
 from nanopref.run import dataset, training
-from nanopref.run.checkpoint import load_model
+from nanopref.run.checkpoint import digest, load_model
 from nanopref.run.config import SHIPPED_BASE, DataConfig
 
 SECONDS = 20  # for one file, which has a dozen rows
@@ -126,3 +127,37 @@ def test_broken_command_lines(pairs, start, tmp_path, one_step):
 @pytest.mark.slow
 def test_a_thousand_broken_command_lines(pairs, start, tmp_path, one_step):
     run_commands(range(60, 1060), tmp_path, pairs, start)
+
+
+def load_broken(seeds, good, folder) -> collections.Counter:
+    """How often model folders were loaded or refused; a policy, a reward model and a digest of each."""
+    counted = collections.Counter()
+    for seed in seeds:
+        path = folder / str(seed)
+        broken_model(random.Random(seed), good, path)
+        for reward in (False, True):
+            try:
+                with limited(15):
+                    digest(path)
+                    model, tokenizer = load_model(path, reward=reward)
+                counted["loaded"] += 1
+                assert all(parameter.isfinite().all() for parameter in model.parameters())
+            except UserError as error:
+                assert str(error).isprintable() and len(str(error)) <= 300, str(error)
+                counted["refused"] += 1
+            except BaseException as error:
+                raise AssertionError(f"seed {seed}, reward {reward}: {type(error).__name__}: {error}"[:500]) from error
+        shutil.rmtree(path)
+    return counted
+
+
+def test_broken_model_folders(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("nanopref.sandbox.SECONDS", 0.5)
+    counted = load_broken(range(30), start, tmp_path)
+    assert counted["loaded"] > 2 and counted["refused"] > 30
+
+
+@pytest.mark.slow
+def test_six_hundred_broken_model_folders(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("nanopref.sandbox.SECONDS", 2)
+    load_broken(range(30, 630), start, tmp_path)

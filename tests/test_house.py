@@ -7,7 +7,7 @@ pytest_plugins = "pytester"
 ROOT = Path(__file__).parent.parent
 # From the ground up: a floor may import from itself and from those below. Modules at the first level of nanopref, its
 # rooms, and the scripts.
-FLOORS = ("errors", "model text losses", "batch sample", "logps", "reward rl", "world", "data", "run", "judge",
+FLOORS = ("errors", "model sandbox text losses", "batch sample", "logps", "reward rl", "world", "data", "run", "judge",
           "train_po train_rm", "findings bench")
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 SCRIPTS = ("train_po.py", "train_rm.py")

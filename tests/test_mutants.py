@@ -2,9 +2,10 @@
 import inspect
 import sys
 
+import mutants_project
 import pytest
 from mutants import MISPRINTS, MUTANTS, apply, misprint
-from mutants_project import BUGS, ROOT, tests_of
+from mutants_project import BUGS, ROOT
 from test_equations import EQUATIONS, place_of
 from test_losses import CHECKS, check_bandit, check_gradient, check_rewards
 
@@ -86,4 +87,4 @@ def test_the_bugs_of_the_whole_project_can_be_planted():
         whole = (ROOT / bug.file).read_text()
         assert whole.count(bug.old) == 1, bug
         compile(whole.replace(bug.old, bug.new), bug.file, "exec")
-        assert tests_of(bug.file), bug.file
+        assert mutants_project.tests_of(bug.file), bug.file

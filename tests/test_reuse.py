@@ -56,7 +56,7 @@ EDITS = [  # module, old (once in it), new; what must be made again, all of it a
     ("run.training", "betas=(0.9, 0.99)", "betas=(0.9, 0.999)", f"{POLICIES}, {RM}"),
     ("run.training", "0.1 * steps", "0.2 * steps", f"{POLICIES}, {RM}"),
     ("run.reference", 'load_file(path)["ref_logps"].tolist()', "[0.0]", "dpo, orpo, kto, file"),
-    ("run.checks", "1e-9", "1e9", ""),
+    ("run.checks", "off <= 1e-9", "off <= 1e9", ""),
     ("run.cli", "peak learning rate", "the learning rate", ""),
     ("run.config", "num_hidden_layers=4", "num_hidden_layers=5", "base"),
     ("run.dataset", "TEST_FRACTION = 0.1", "TEST_FRACTION = 0.2", "file, report, rm report"),

@@ -73,6 +73,21 @@ def test_a_reward_is_read_at_the_last_token_of_its_own_response():
     assert (packed - torch.stack(alone)).abs().max() < 1e-12
 
 
+def test_the_heads_product_is_not_rounded():
+    """In bf16 autocast the hidden states are rounded, as are those of everything; the rewards made of them are not: of 400
+    hardly two are the same, where bf16 has 128 numbers between 1 and 2. And they are those of the model in float32, to
+    the 8 bits of what they are made of."""
+    model, generator = reward_model().float(), torch.Generator().manual_seed(1)
+    draw = lambda n: torch.randint(2, 23, (n,), generator=generator).tolist()
+    batch = collate([Example(draw(3), [draw(5), draw(4)], [CHOSEN, REJECTED]) for _ in range(200)])
+    with torch.no_grad():
+        exact = rewards(model, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = rewards(model, batch)
+    assert rounded.dtype == torch.float32 and len(rounded.unique()) > 0.95 * len(exact.unique())
+    assert (rounded - exact).abs().mean() < 0.02 * exact.std()
+
+
 def test_the_options_in_the_loss_by_hand():
     """r_w = 1, r_l = -0.5. Margin 1.5 leaves nothing: log 2. Centring at 0.2 adds 0.2 * 0.5^2 = 0.05, and
     2 * 0.2 * 0.5 = 0.2 to each side of the gradient."""

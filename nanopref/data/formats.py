@@ -4,7 +4,6 @@ A format is a line in FORMATS: the fields that tell it from the others, and a co
 the characters that two strings share: two answers that start alike would lose their start to the prompt.
 """
 import dataclasses
-import json
 import re
 import sys
 from dataclasses import dataclass

@@ -129,8 +129,8 @@ def table(lengths, judged, clusters=None) -> str:
         x, y = judged[one]["difference"], judged[other]["difference"]
         r = f"{statistics.correlation(x, y):+.2f}" if len(set(x)) > 1 and len(set(y)) > 1 else "none: one is constant"
         lines.append(f"correlation of A - B, {short(one)} with {short(other)}: {r}")
-    lines.append("± is one standard error, clustered by subject or prompt; a tie is half a win; sd is of that judge's own "
-                 "scores.")
+    lines.append("± is one standard error, clustered by subject or prompt; a tie is half a win; sd is of that judge's "
+                 "own scores.")
     return "\n".join(lines)
 
 

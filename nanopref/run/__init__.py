@@ -12,6 +12,7 @@
     memory.py       memory of a step, estimated before and measured after
     disk.py         files that are whole or not there; one process on a run at a time
     checkpoint.py   model folders in Hugging Face's layout, and the state that --resume reads
+    weights.py      tensors from files, looked at before they are loaded
     hf_config.py    config.json, to and from our Config
     distributed.py  what several processes do together under torchrun
 """

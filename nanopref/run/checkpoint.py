@@ -20,9 +20,11 @@ from nanopref.model import Config, Transformer
 from nanopref.reward import RewardModel, check_head
 from nanopref.run.disk import write, writing
 from nanopref.run.hf_config import config_from_json, config_to_json
+from nanopref.run.weights import check_shapes, read_header, read_tensors, without_copies
 from nanopref.text import CHAT_TEMPLATE, IM_END, IM_START, ChatTokenizer, train_tokenizer
 
 WEIGHTS, STATE = "model.safetensors", "training_state.safetensors"
+LONGEST = 2 ** 24  # bytes of a config.json, an index or a template: the longest in use have some 100,000
 FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", WEIGHTS, STATE}
 
 
@@ -101,7 +103,7 @@ def digest(folder):
     """SHA-256 of all that decides what a model folder computes: weights, configuration, tokenizer, template."""
     files, sha = Path(find(folder, "config.json")).parent, hashlib.sha256()
     for path in sorted(files.iterdir()):
-        if path.suffix not in (".json", ".jinja", ".safetensors") or path.name == STATE:
+        if path.suffix not in (".json", ".jinja", ".safetensors") or path.name == STATE or not path.is_file():
             continue
         with path.open("rb") as file:
             for piece in iter(lambda: file.read(2 ** 24), b""):
@@ -136,11 +138,12 @@ def load_model(folder, device="cpu", dtype=None, reward=False, groups=None):
     needs_head = reward and (groups or not config.num_labels)
     if needs_head:
         config, head["groups"] = replace(config, num_labels=0), groups
-    config = replace(config, **tokenizer.ids)
+    config, paths = replace(config, **tokenizer.ids), _weight_files(folder)
+    path = paths[0] if len(paths) == 1 else paths[0].with_name(WEIGHTS + ".index.json")  # what messages name
+    check_shapes(path, read_header(paths), config)
     with torch.device("meta"):  # no memory and no random numbers spent on weights about to be replaced
         model = RewardModel(config, **head) if needs_head or config.num_labels else Transformer(config)
-    path, tensors = _read_weights(folder, device, dtype)
-    tensors = _without_copies(path, tensors, config)
+    tensors = without_copies(path, read_tensors(paths, device, dtype), config)
     if needs_head:
         tensors.pop("lm_head.weight", None)
         tensors["score.weight"] = torch.empty(model.score.weight.shape).normal_(std=0.02)
@@ -171,6 +174,8 @@ def config_from_json_file(path):
 
 
 def _read_text(path):
+    if path.stat().st_size > LONGEST:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for such a file: download it again")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -180,7 +185,7 @@ def _read_text(path):
 def _read_json(path):
     try:
         content = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON object, download it again: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object but a {type(content).__name__}: download it again")
@@ -198,7 +203,7 @@ def load_tokenizer(folder) -> ChatTokenizer:
     described = _read_json(find(folder, "tokenizer_config.json"))
     described.pop("auto_map", None)  # names code that loaders may run; nothing here needs it
     template, own = described.get("chat_template"), path.with_name("chat_template.jinja")
-    if own.exists():
+    if own.is_file():
         template = _read_text(own)
     elif isinstance(template, list):  # several under names
         named = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
@@ -220,41 +225,20 @@ def load_tokenizer(folder) -> ChatTokenizer:
         raise UserError(f"{path.parent}: tokenizer_config.json holds a value of the wrong type: {error}") from None
 
 
-def _read_weights(folder, device, dtype):
-    """(path that messages name, {name: tensor}) of model.safetensors, or of the shards that its index lists."""
+def _weight_files(folder) -> list[Path]:
+    """model.safetensors, or the shards that its index lists."""
     index = find(folder, "config.json").with_name(WEIGHTS + ".index.json")
-    if (index.parent / WEIGHTS).exists() or not index.exists():
-        paths = [find(folder, WEIGHTS)]
-    else:
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name != ""
-                                                   for name in shards.values()):
-            raise UserError(f"{index}: no weight_map from tensors to files of this folder: download it again")
-        paths = [index.with_name(name) for name in sorted(set(shards.values()))]
-    tensors = {}
+    if (index.parent / WEIGHTS).is_file() or not index.is_file():
+        return [find(folder, WEIGHTS)]
+    shards = _read_json(index).get("weight_map")
+    if not shards or not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name != ""
+                                               for name in shards.values()):
+        raise UserError(f"{index}: no weight_map from tensors to files of this folder: download it again")
+    paths = [index.with_name(name) for name in sorted(set(shards.values()))]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: this shard of {len(paths)} is missing; {index.name} lists it: download it again")
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():
-                    tensors[name] = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged or incomplete, download it again: {error}") from None
-    return (paths[0] if len(paths) == 1 else index), tensors
-
-
-def _without_copies(path, tensors, config):
-    """Without what other tools store although it follows from the rest: rotary tables, and a tied head equal to the
-    embedding. UserError for a tied head that differs: then config.json is wrong about it."""
-    tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if config.tie_word_embeddings and head is not None and embedding is not None:
-        if not torch.equal(head, embedding):
-            raise UserError(f"{path}: lm_head.weight differs from model.embed_tokens.weight, but config.json says "
-                            "tie_word_embeddings: true; if the head is right, set it to false")
-        del tensors["lm_head.weight"]
-    return tensors
+    return paths
 
 
 def save_state(folder, optimizer, step):

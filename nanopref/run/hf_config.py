@@ -1,4 +1,5 @@
 """config.json of a Hugging Face model folder, to and from our Config: what of it model.py implements."""
+import math
 from dataclasses import asdict, fields
 
 from nanopref.errors import UserError
@@ -57,7 +58,7 @@ def _rope(raw):
     if kind != "llama3":
         raise UserError(f"config: rope scaling must be default or llama3, not {kind!r}")
     for name in LLAMA3:
-        if not isinstance(rope.get(name), (int, float)) or rope[name] <= 0:
+        if not isinstance(rope.get(name), (int, float)) or not 0 < rope[name] < math.inf:
             raise UserError(f"config: llama3 rope scaling needs a positive {name}, not {rope.get(name)!r}")
     if rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise UserError("config: llama3 rope scaling needs low_freq_factor < high_freq_factor")
