@@ -162,7 +162,7 @@ MISPRINTS = [Misprint(*line) for line in (
     (30, "reward.length_normalised", "alpha + length", "alpha * length"),
     (30, "reward.length_penalised", ".abs()", ""),
     (31, "logps.sequence_logps", "batch.response, logps)", "batch.response, logps) / 2"),
-    (32, "run.metrics.step_metrics", "(w > l)", "(w >= l)"),
+    (32, "run.metrics.step_metrics", "w - l > TIE", "w - l >= 0"),
     (33, "judge.stats.outcomes", "0.5 if a == b", "0.0 if a == b"),
     (34, "losses.ipo", "1 / (2 * tau)", "1 / tau"),
 )]

@@ -59,6 +59,7 @@ def test_dpo_starts_at_log_2(pairs, start, tmp_path, no_report):
     _, metrics = run(pairs, start, tmp_path)
     assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)  # float32 sums of some ten log-probs
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert metrics[0]["rewards/accuracies"] == 0 and metrics[0]["rewards/ties"] == 1  # but for rounding
 
 
 def test_same_seed_same_weights_other_seed_others(pairs, start, tmp_path, no_report):

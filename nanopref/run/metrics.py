@@ -1,6 +1,8 @@
 """What one line of metrics.jsonl holds, under the names the field uses."""
 import torch
 
+TIE = 1e-4  # margins that float32 may make of 0: at step 0, where policy and reference differ by some 1e-5 nats
+
 
 @torch.no_grad()
 def step_metrics(parts) -> dict:
@@ -9,7 +11,8 @@ def step_metrics(parts) -> dict:
     logps/chosen, logps/rejected: nats, SUMMED over a response, mean over responses, whatever the loss divides by.
     logps_change/...: the same minus the reference's, so the two curves start at 0 (absent without a reference).
     rewards/...: the loss's implicit rewards, beta included; margins = chosen - rejected; accuracies: the share of pairs
-    with a margin > 0; ties count as wrong and are reported as rewards/ties. Unpaired data has no accuracies.
+    with a margin above TIE; ties, within it, count as wrong and are reported as rewards/ties: of a policy that is its
+    reference all are (in bf16 its margins are not so small, and the first step tells nothing). Unpaired data has none.
     nll_loss: nats per chosen TOKEN. kl: KTO's z0 / beta before it is cut at 0, nats.
     """
     joined = lambda name, get: torch.cat([get(seqs[name]) for seqs, _ in parts])
@@ -30,8 +33,8 @@ def step_metrics(parts) -> dict:
         means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     n_mismatched = len(joined("kl", lambda s: s.length))  # KTO has one per example: as many only if all are pairs
     if len(w) == len(l) > 0 and n_mismatched in (0, len(w)):
-        means["rewards/accuracies"] = (w > l).float().mean().item()
-        means["rewards/ties"] = (w == l).float().mean().item()
+        means["rewards/accuracies"] = (w - l > TIE).float().mean().item()
+        means["rewards/ties"] = ((w - l).abs() <= TIE).float().mean().item()
     if any(out.nll is not None for _, out in parts):
         lengths = joined("w", lambda s: s.length)
         means["nll_loss"] = (-joined("w", lambda s: s.logp).sum() / lengths.sum()).item()
