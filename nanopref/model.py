@@ -43,7 +43,7 @@ class Config:
             if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) < 2 ** 31:
                 raise UserError(f"config: {name} must be a positive integer below 2^31, not {getattr(self, name)!r}")
         for name in ("rope_theta", "rms_norm_eps"):
-            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < math.inf:
+            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < 1e30:
                 raise UserError(f"config: {name} must be a positive number, not {getattr(self, name)!r}")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(f"config: hidden_size {self.hidden_size} must be num_attention_heads "

@@ -338,6 +338,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a positive number, not inf"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps"), ({"vocab_size": 2 ** 40}, "positive integer below 2^31"),
     ({"hidden_size": 10 ** 400}, "hidden_size must be a positive integer"),
+    ({"rope_theta": 10 ** 400}, "rope_theta must be a positive number"),
+    ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 2 ** 70}, "num_labels must be 0 or 1"),
     ({"rope_scaling": {**LLAMA3, "factor": float("nan")}}, "llama3 rope scaling needs a positive factor"),
 ])
 def test_what_the_model_does_not_have_is_refused_by_name(folder, change, option):
@@ -369,6 +371,13 @@ def test_weights_that_are_no_floats_are_refused_by_name(folder, dtype):
     tensors["model.norm.weight"] = torch.ones(8).to(dtype)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     assert "model.safetensors: 'model.norm.weight' is stored as" in refusal(folder)
+
+
+def test_weights_without_dimensions_are_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = torch.tensor(1.0)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "model.embed_tokens.weight: [] in the file" in refusal(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from nanopref.errors import one_line
 from nanopref.judge.in_words import read_run
 from nanopref.judge.measures import measure_run, sample_answers
 from nanopref.judge.stats import wilson
@@ -122,8 +123,8 @@ def side_by_side(before, after, name_before, name_after, n=5, seed=0) -> list[st
     lines = [f"{len(drawn)} of {len(after)} prompts, drawn by --seed {seed}"]
     width = max(len(name_before), len(name_after))
     for i in drawn:
-        lines.append(f"> {after[i]['prompt'][-300:]}")
+        lines.append(f"> {one_line(after[i]['prompt'][-300:])}")
         for name, answer in ((name_before, before[i]), (name_after, after[i])):
             gold = f" [{answer['gold']['total']:+.1f}]" if "gold" in answer else ""
-            lines.append(f"  {name:{width}}{gold} {answer['text'][:400]}")
+            lines.append(f"  {name:{width}}{gold} {one_line(answer['text'], 400)}")
     return lines

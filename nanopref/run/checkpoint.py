@@ -231,8 +231,8 @@ def _weight_files(folder) -> list[Path]:
     if (index.parent / WEIGHTS).is_file() or not index.is_file():
         return [find(folder, WEIGHTS)]
     shards = _read_json(index).get("weight_map")
-    if not shards or not isinstance(shards, dict) or not all(isinstance(name, str) and name == Path(name).name != ""
-                                               for name in shards.values()):
+    if not shards or not isinstance(shards, dict) or not all(
+            isinstance(name, str) and name == Path(name).name != "" for name in shards.values()):
         raise UserError(f"{index}: no weight_map from tensors to files of this folder: download it again")
     paths = [index.with_name(name) for name in sorted(set(shards.values()))]
     for path in paths:

@@ -1,5 +1,4 @@
 """config.json of a Hugging Face model folder, to and from our Config: what of it model.py implements."""
-import math
 from dataclasses import asdict, fields
 
 from nanopref.errors import UserError
@@ -35,7 +34,7 @@ def config_from_json(raw):
     values |= {"attention_bias": has_bias, "rope_scaling": None, **_rope(raw)}
     values["num_labels"] = 0
     if architectures[0].endswith("ForSequenceClassification"):
-        values["num_labels"] = len(raw.get("id2label") or range(raw.get("num_labels", 2)))  # 2: theirs if absent
+        values["num_labels"] = len(raw.get("id2label") or ()) or raw.get("num_labels", 2)  # 2: theirs if absent
     try:
         config = Config(**values)
     except TypeError as error:  # its text names the required fields that are absent
@@ -58,7 +57,7 @@ def _rope(raw):
     if kind != "llama3":
         raise UserError(f"config: rope scaling must be default or llama3, not {kind!r}")
     for name in LLAMA3:
-        if not isinstance(rope.get(name), (int, float)) or not 0 < rope[name] < math.inf:
+        if not isinstance(rope.get(name), (int, float)) or not 0 < rope[name] < 1e30:
             raise UserError(f"config: llama3 rope scaling needs a positive {name}, not {rope.get(name)!r}")
     if rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise UserError("config: llama3 rope scaling needs low_freq_factor < high_freq_factor")

@@ -27,10 +27,10 @@ def read_header(paths) -> dict:
 def check_shapes(path, shapes, config) -> None:
     """UserError where the sizes in config.json are not those of the file: before a model of these sizes is made."""
     layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
-    of = lambda name: shapes.get(name, [None, None])
-    for field, there in (("num_hidden_layers", layers), ("vocab_size", of("model.embed_tokens.weight")[0]),
-                         ("hidden_size", of("model.embed_tokens.weight")[-1]),
-                         ("intermediate_size", of("model.layers.0.mlp.gate_proj.weight")[0])):
+    embedding, gate = (shapes.get(name) or [None] for name in ("model.embed_tokens.weight",
+                                                               "model.layers.0.mlp.gate_proj.weight"))
+    for field, there in (("num_hidden_layers", layers), ("vocab_size", embedding[0]), ("hidden_size", embedding[-1]),
+                         ("intermediate_size", gate[0])):
         if there is not None and there != getattr(config, field):
             raise UserError(f"{path}: {field} is {there} in the file, but {getattr(config, field)} in config.json: they "
                             "do not belong together, download both again")
