@@ -81,6 +81,9 @@ def test_summary_by_hand():
     assert summary(both, (1, 2, 4)) == pytest.approx(by_hand)  # 1 < 2 * 0.58
     both[0, :, 1] += 0.2
     assert summary(both, (1, 2, 4))["down"]  # 1.2 > 2 * 0.58: adding to all leaves the error
+    unknown = summary(both, (1, 2, 4), ["France"] * both.shape[1])  # all about one thing: no error, no verdict
+    assert unknown["error"] is None and not unknown["down"]
+    assert " ? " in table([{("-", "gold"): both}], (1, 2, 4), ["France"] * both.shape[1])
     rising = summary(both.sort(-1).values, (1, 2, 4))
     assert rising["n"] == 4 and rising["fall"] == 0 and not rising["down"]  # 0 > 0 is no fall
 

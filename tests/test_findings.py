@@ -192,8 +192,8 @@ def test_the_table_of_passes(fakes, monkeypatch, capsys):
 
 # ---- real data ------------------------------------------------------------------------------------------------------
 
-def report(accuracy_, corr_length):
-    measures = {"n_pairs": [100, 0.0], "accuracy": [accuracy_, 0.01], "nll": [0.6, 0.0],
+def report(accuracy_, corr_length, error=0.01):
+    measures = {"n_pairs": [100, 0.0], "n_clusters": [100, 0.0], "accuracy": [accuracy_, error], "nll": [0.6, 0.0],
                 "calibration_error": [0.1, 0.0]}
     after = {**measures, **({} if corr_length is None else {"corr_length": [corr_length, 0.0]})}
     return {"measures": {"test": {"before": {**measures, "accuracy": [0.5, 0.0]}, "after": after}},
@@ -208,6 +208,8 @@ def test_the_table_of_real_data():
     assert line_of(printed, "untrained head")[:3] == ["0.500", "±", "0.000"]
     assert line_of(printed, "longer wins") == ["0.400", "0.310", "to", "0.500"]
     assert printed.endswith("correlation of score and length 0.30 ± 0.14")
+    clustered = line_of(real_data.table([report(0.5, 0.2, error=0.1)]), "reward model, trained")
+    assert clustered[-3:] == ["0.318", "to", "0.682"]  # like 100 / 99 * 0.25 / 0.1^2 = 25.25 pairs
     assert real_data.table([report(0.6, 0.2), report(0.7, None)]).endswith("correlation of score and length -")
 
 

@@ -12,7 +12,7 @@ from nanopref.batch import CHOSEN, REJECTED, Example
 from nanopref.data.files import Row
 from nanopref.errors import UserError
 from nanopref.judge import data_set, look
-from nanopref.judge.stats import wilson
+from nanopref.judge.stats import share, wilson
 from nanopref.judge.tables import interval
 from nanopref.text import encode_response
 
@@ -110,6 +110,7 @@ def test_separable_by_hand():
     assert data_set.separable(column(1.0, 2.0), ["P", "Q"]) == [1, 1]
     assert data_set.separable(column(1.0, -2.0), ["P", "Q"]) == [0, 0]
     assert sorted(data_set.separable(column(1.0, 1000.0, 0.0), ["P", "Q", "Q"])) == [0.5, 1, 1]
+    assert data_set.separable(column(1.0, 1000.0, 0.0), ["P", "Q", "P"]) == [1, 1, 0.5]  # in the order of the pairs
     assert data_set.separable(column(1.0, 2.0), ["P", "P"]) == []
 
 
@@ -133,8 +134,8 @@ def test_the_table_by_hand(tokenizer, tiny_model):
     assert printed["mean words"] == "chosen 2.0 (median 2), rejected 1.8 (median 2)"
     assert printed["mean tokens"] == ", ".join(f"{name} {sum(n) / 6:.1f} (median {statistics.median(n):g})"
                                                for name, n in zip(("chosen", "rejected"), tokens))
-    assert printed["longer is chosen (words)"] == interval((3.5 / 6, *wilson(3.5, 6)))
-    assert printed["first is chosen"] == interval((0.8, *wilson(4, 5)))
+    assert printed["longer is chosen (words)"] == interval(share([1, 1, 0, 0, 1, 0.5], "PPPQQR"))
+    assert printed["first is chosen"] == interval(share([1, 1, 1, 0, 1], "PPPQQ"))
     assert printed["score, chosen - rejected"] == "median 1.00, middle half 0.00 to 2.00; negative 1, zero 1"
     assert printed["in the map"] == "6 rows"
     assert numbers["map"]["chosen"].tolist() == [True, False] * 6 and len(numbers["map"]["raw"][0]) == 12

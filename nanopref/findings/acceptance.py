@@ -53,8 +53,8 @@ def table(split, by_seed, losses) -> str:
         runs = [reports[loss]["measures"][split] for reports in by_seed]
         after = [run["policy"] for run in runs]
         gains = [run["gain"]["score"] for run in runs]  # paired and clustered
-        z = min(gain / error for gain, error in gains)
-        rows.append([loss, over(after, "score"), over_seeds([gain for gain, _ in gains]), f"{z:.1f}",
+        z = f"{min(gain / error for gain, error in gains):.1f}" if all(error for _, error in gains) else "?"
+        rows.append([loss, over(after, "score"), over_seeds([gain for gain, _ in gains]), z,
                      *(over(after, key) for key in ("win_vs_sft", "win_vs_chosen", "kl", "length", "over_refusal"))])
     return aligned(rows, "<10", ">14", ">15", ">6", ">15")
 

@@ -90,7 +90,7 @@ def summary(curves_of_seed, ns: tuple, about=None) -> dict:
     top = int(curve.argmax())
     fall, error = paired(gold[:, top].tolist(), gold[:, -1].tolist(), about)
     return {"peak": curve[top].item(), "last": curve[-1].item(), "n": ns[top], "kl": kl(ns[top]), "fall": fall,
-            "error": error, "down": fall > 2 * error, "learned": learned[:, -1].mean().item()}
+            "error": error, "down": error is not None and fall > 2 * error, "learned": learned[:, -1].mean().item()}
 
 
 def draw(start: Path, prompts: list, N: int, seed: int) -> list[tuple]:
@@ -169,11 +169,12 @@ def table(by_seed, ns, about=None) -> str:
     for size, name in by_seed[0]:
         seeds = [summary(picked[size, name], ns, about) for picked in by_seed]
         over = lambda key: over_seeds([seed[key] for seed in seeds])
+        errors = [seed["error"] for seed in seeds]
         turned = f"{sum(seed['down'] for seed in seeds)} of {len(seeds)}"
         if size != "-" and any(seed["down"] for seed in seeds):
             down.append(f"{size} {name} ({turned} seeds)")
         rows.append([size, f"  {name}", over("peak"), " ".join(str(seed["n"]) for seed in seeds), over("kl"),
-                     over("last"), over("fall"), f"{statistics.mean(seed['error'] for seed in seeds):.2f}",
+                     over("last"), over("fall"), "?" if None in errors else f"{statistics.mean(errors):.2f}",
                      over("learned"), turned])
     lines = [aligned(rows, ">5", "<12", ">13", ">15", ">14", ">15", ">13", ">6", ">14", ">12")]
     outcome = (f"Before n = {N} the gold reward turns down, beyond the noise, under: {', '.join(down)}." if down else

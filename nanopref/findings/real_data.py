@@ -11,7 +11,7 @@ import json
 
 from nanopref.findings.common import values
 from nanopref.findings.seeds import options, over_seeds, train_all
-from nanopref.judge.stats import mean, wilson
+from nanopref.judge.stats import effective_n, mean, wilson
 from nanopref.judge.tables import aligned
 from nanopref.run.cli import exit_on_user_error
 
@@ -39,9 +39,11 @@ def table(reports: list) -> str:
     over = lambda name, digits: over_seeds(values(after, "test", name), digits)
     n = int(after[0]["test"]["n_pairs"])
     rows = []
-    for name, who in (("reward model, trained", after), ("untrained head", before)):
+    for name, key, who in (("reward model, trained", "after", after), ("untrained head", "before", before)):
         shares = values(who, "test", "accuracy")
-        rows.append([name, over_seeds(shares, 3), "{:.3f} to {:.3f}".format(*wilson(mean(shares) * n, n))])
+        of = [report["measures"]["test"][key] for report in reports]  # pairs of one prompt are not independent
+        alone = mean([effective_n(told["accuracy"], n, told["n_clusters"][0]) for told in of])
+        rows.append([name, over_seeds(shares, 3), "{:.3f} to {:.3f}".format(*wilson(mean(shares) * alone, alone))])
     for name, (share, low, high) in reports[0]["baselines"]["test"].items():
         rows.append([name, f"{share:.3f}", f"{low:.3f} to {high:.3f}"])
     return (f"{n} held-out pairs. 95 % interval of a share of so many; ± standard deviation over {len(reports)} "

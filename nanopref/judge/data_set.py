@@ -36,9 +36,9 @@ def counts(rows) -> dict:
             "same_prompt": sum(text is not None for _, text in chosen & rejected)}
 
 
-def longer(chosen, rejected) -> tuple[float, float, float]:
+def longer(chosen, rejected, clusters=None) -> tuple[float, float, float]:
     """The `share` of pairs whose chosen response is the longer one, of two lists of lengths; equal ones count half."""
-    return share(outcomes(chosen, rejected))
+    return share(outcomes(chosen, rejected), clusters)
 
 
 def quantile(values, p):
@@ -123,15 +123,17 @@ def separable(differences, prompts) -> list[float]:
     on the differences, each dimension scaled to size 1: (X'X + n I) w = X'1. Empty where all pairs have one prompt."""
     names = sorted(set(prompts))
     random.Random(0).shuffle(names)
-    half_of, right = {name: i % 2 for i, name in enumerate(names)}, []
+    half_of, right = {name: i % 2 for i, name in enumerate(names)}, torch.empty(len(prompts))
     half = torch.tensor([half_of[prompt] for prompt in prompts])  # (N,)
-    for k in (0, 1) if len(names) > 1 else ():
+    if len(names) < 2:
+        return []
+    for k in (0, 1):
         fitted, held_out = differences[half != k], differences[half == k]
         scale = fitted.square().mean(0).sqrt().clamp_min(1e-8)  # (d,)
         x = fitted / scale
         w = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.sum(0))  # (d,)
-        right += ((held_out / scale @ w).sign() / 2 + 0.5).tolist()
-    return right
+        right[half == k] = (held_out / scale @ w).sign() / 2 + 0.5
+    return right.tolist()
 
 
 def hidden_map(rows, model, tokenizer) -> dict:
@@ -151,17 +153,19 @@ def hidden_map(rows, model, tokenizer) -> dict:
     if not is_paired:
         return {**drawn, "chosen": torch.tensor([e.row.rejected is None for e in examples])}
     half = (states[::2] - states[1::2]) / 2  # the two of a pair lie side by side
-    told_apart = separable(half, [e.row.key for e in examples])
+    prompts = [e.row.key for e in examples]
+    told_apart = separable(half, prompts)
     return {**drawn, "chosen": torch.arange(len(states)) % 2 == 0,
             "within": pca(torch.stack([half, -half], 1).flatten(0, 1)),
-            "apart": share(told_apart) if told_apart else None,
-            "longer": longer(*zip(*[map(len, e.responses) for e in examples]))}
+            "apart": share(told_apart, prompts) if told_apart else None,
+            "longer": longer(*zip(*[map(len, e.responses) for e in examples]), prompts)}
 
 
 # 4. All of it.
 def examine(rows, kind, model, tokenizer) -> dict:
     """Everything that is printed and drawn, of rows that are all "pairs", "unpaired" or "demonstrations". Of a ranking
-    the best and the worst response are a pair; those `between` are only counted."""
+    the best and the worst response are a pair; those `between` are only counted. Intervals are clustered by prompt."""
+    prompts = [row.key for row in rows]
     sides = [[text for row in rows if (text := getattr(row, side)) is not None] for side in ("chosen", "rejected")]
     data_set = {"kind": kind, "n": len(rows), "counts": counts(rows), "shares": {}, "map": {}, "markers": {"z": {}},
              "between": sum(len(row.between) for row in rows),
@@ -170,11 +174,13 @@ def examine(rows, kind, model, tokenizer) -> dict:
                         for side in sides],
              "gaps": [row.scores[0] - row.scores[-1] for row in rows if row.scores]}
     if kind == "pairs":
-        data_set["shares"] = {f"longer is chosen ({unit})": longer(*data_set[unit]) for unit in ("words", "tokens")}
-        if ordered := [row.preferred for row in rows if row.preferred]:
-            data_set["shares"]["first is chosen"] = share([float(which == 1) for which in ordered])
+        data_set["shares"] = {f"longer is chosen ({unit})": longer(*data_set[unit], prompts)
+                              for unit in ("words", "tokens")}
+        if ordered := [row for row in rows if row.preferred]:
+            data_set["shares"]["first is chosen"] = share([float(row.preferred == 1) for row in ordered],
+                                                          [row.key for row in ordered])
     if kind == "unpaired":
-        data_set["shares"]["labels are true"] = share([float(row.rejected is None) for row in rows])
+        data_set["shares"]["labels are true"] = share([float(row.rejected is None) for row in rows], prompts)
     if kind != "demonstrations":
         data_set["markers"], data_set["map"] = markers(rows), hidden_map(rows, model, tokenizer)
         if data_set["map"].get("apart"):

@@ -87,7 +87,7 @@ def finish(folder, result, config):
 
 
 def table(measures: dict, names: dict, best_accuracy: dict,
-          note="± is one standard error, prompts about one subject counting as one; a tie is half a win. [ ]: 95 %.",
+          note="± is one standard error, clustered by what prompts are about; a tie is half a win. [ ]: 95 %.",
           rows=ROWS) -> str:
     """The measures as text: splits beside each other, start before policy, each mean with its standard error, a share
     that is all or nothing with its 95 % interval. `rows`: (measure, label, digits) of each line."""

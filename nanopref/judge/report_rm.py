@@ -16,7 +16,7 @@ RM_ROWS = (("accuracy", "pair accuracy", 2), ("expected_accuracy", "expected acc
            ("overconfidence", "overconfidence", 2), ("corr_gold", "corr. with gold", 2),
            ("corr_length", "corr. with length", 2), ("length_beyond_gold", "length beyond gold", 2))
 NAMES = {"before": "untrained head", "after": "trained"}
-NOTE = "± is one standard error, pairs about one subject counting as one; a tie is wrong."
+NOTE = "± is one standard error, clustered by what prompts are about; a tie is wrong."
 TIES = ("A tie of the reward model is wrong, one of a trivial judge counts 1/2: they tie often and could toss a coin.")
 GOLD_NOTE = (" Expected accuracy: against fresh labels, without the\nnoise of these. Correlation with gold and length "
              "beyond gold (0 is none): inside pairs, as a reward has no origin.")
