@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanopref import losses
+from nanopref.batch import CHOSEN, REJECTED, Example
 from nanopref.data.examples import encode
 from nanopref.data.files import Row
 from nanopref.errors import UserError
@@ -67,6 +68,17 @@ def test_a_reference_that_is_off_is_refused(tokenizer, tiny_model, wrong, precis
     step_0_check(policy, examples, config)
     with pytest.raises(UserError, match="step-0 check: the policy's log-probs"):
         step_0_check(policy, moved, config)
+
+
+def test_a_long_response_may_not_be_far_off(tokenizer, tiny_model):
+    """Rounding adds up with the root of the length: 1 nat in 110 tokens is not rounding, in bf16 either."""
+    policy, _, config = setting("dpo", tokenizer, tiny_model)
+    ids = torch.randint(5, 300, (2, 110), generator=torch.Generator().manual_seed(0)).tolist()
+    long = [Example([1, 2], ids, [CHOSEN, REJECTED])]
+    scores, config.precision = score(policy, long)[0], "bf16"
+    step_0_check(policy, [replace(long[0], ref_logps=scores)], config)
+    with pytest.raises(UserError, match="step-0 check: the policy's log-probs"):
+        step_0_check(policy, [replace(long[0], ref_logps=[score + 1 for score in scores])], config)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in losses.LOSSES.items() if entry.reference])
