@@ -35,6 +35,6 @@ from pathlib import Path
 
 # A command of this project imports torch for seconds: Ctrl-C then ends it without a traceback, until run/cli.py answers
 # to it. In a program of somebody else's, a notebook or a test nothing is changed.
-if Path(sys.argv[0]).name in ("train_po.py", "train_rm.py") or any(
+if Path("".join(sys.argv[:1])).name in ("train_po.py", "train_rm.py") or any(
         flag == "-m" and name.split(".")[0] == "nanopref" for flag, name in zip(sys.orig_argv, sys.orig_argv[1:])):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
