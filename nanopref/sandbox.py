@@ -2,9 +2,9 @@
 this machine, and not for long."""
 import contextlib
 import json
+import os
 import signal
 import threading
-from pathlib import Path
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -17,7 +17,7 @@ except ImportError:  # Windows
     resource = None
 
 SECONDS, MEMORY, LONGEST = 10, 2 ** 30, 2 ** 20  # bytes beyond what the process has; characters of a template
-STATM = Path("/proc/self/statm")
+STATM = "/proc/self/statm" if os.path.exists("/proc/self/statm") else None  # pages that this process has: Linux
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -58,9 +58,10 @@ def bounded():
     """Its block may take SECONDS, and MEMORY beyond what the process has: TimeoutError, MemoryError. Seconds are
     counted in the main thread, memory on Linux; elsewhere nothing is bounded."""
     with contextlib.ExitStack() as after:
-        if resource and STATM.exists():
+        if resource and STATM:
             limits = resource.getrlimit(resource.RLIMIT_AS)
-            most = int(STATM.read_text().split()[0]) * resource.getpagesize() + MEMORY
+            with open(STATM, "rb", buffering=0) as file:  # for every row of a data set: the plainest way to read it
+                most = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
             if limits[0] == resource.RLIM_INFINITY or most < limits[0]:
                 resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
                 after.callback(resource.setrlimit, resource.RLIMIT_AS, limits)

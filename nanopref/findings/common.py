@@ -9,6 +9,7 @@ from nanopref.findings.seeds import train_all
 from nanopref.judge.measures_rm import measure, score_pairs
 from nanopref.run.checkpoint import load_model
 from nanopref.run.config import SHIPPED_SFT
+from nanopref.run.disk import write_jsonl
 from nanopref.world import labels
 
 SPLITS = ("test_id", "test_ood")
@@ -18,8 +19,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 
 def write_rows(path: Path, rows) -> Path:
     """Rows as JSONL, in a folder that is made where it is missing. Returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels.write_rows(path, rows)
+    write_jsonl(path, rows)
     return path
 
 

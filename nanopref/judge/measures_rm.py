@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from nanopref.errors import UserError
 from nanopref.judge import measures
-from nanopref.judge.stats import effective_n, mean_se, share, wilson
+from nanopref.judge.stats import mean_se, share, share_interval
 from nanopref.logps import score
 from nanopref.reward import rewards
 from nanopref.world import labels
@@ -76,8 +76,7 @@ def measure(scored) -> dict:
 
 def interval(measured) -> tuple[float, float]:
     """Wilson's 95 % interval of the accuracy in what `measure` gave, of the effective number of pairs."""
-    n = effective_n(measured["accuracy"], measured["n_pairs"][0], measured["n_clusters"][0])
-    return wilson(measured["accuracy"][0] * n, n)
+    return share_interval(measured["accuracy"], measured["n_pairs"][0], measured["n_clusters"][0])
 
 
 def clusters_of(scored) -> list:

@@ -50,8 +50,13 @@ def share(outcomes, clusters=None) -> tuple[float, float, float]:
     """(share, low, high): the mean of a list of 1, 0 and, for a tie, 1/2, with its 95 % interval: `wilson` of the
     `effective_n`."""
     estimate, n_clusters = mean_se(outcomes, clusters), len(set(clusters or range(len(outcomes))))
-    n = effective_n(estimate, len(outcomes), n_clusters)
-    return (estimate[0], *wilson(estimate[0] * n, n))
+    return (estimate[0], *share_interval(estimate, len(outcomes), n_clusters))
+
+
+def share_interval(estimate, n, n_clusters) -> tuple[float, float]:
+    """The 95 % interval of a share of n values that is known as [share, standard error]."""
+    n = effective_n(estimate, n, n_clusters)
+    return wilson(estimate[0] * n, n)
 
 
 def outcomes(values, others) -> list[float]:

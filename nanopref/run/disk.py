@@ -75,8 +75,8 @@ def begin(folder: Path, described: dict) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove(folder / "report.json")
-            for left in folder.glob(f"{PARTIAL}*"):  # by a process that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in list(folder.glob(f"{PARTIAL}*")):  # by a process that was killed
+                remove(left)
         write_json(folder / "config.json", described)
 
 

@@ -84,12 +84,15 @@ def definition(module: str, source: str, name: str) -> tuple[str, list[str]]:
     return "".join(map(text, here.get(name, []))), used
 
 
+parsed = cache(ast.parse)
+
+
 @cache
 def definitions(source: str) -> dict:
     """{name: statements that define it or add to it, as LOSSES["x"] = ... and FACTS.update(...) do} on the first level
     of a module; under "" the other statements."""
     found = {}
-    for node in ast.parse(source).body:
+    for node in parsed(source).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)) or is_docstring(node) or is_main_guard(node):
             continue
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -109,7 +112,7 @@ def definitions(source: str) -> dict:
 def imports(source: str) -> dict:
     """{name: full name} of what a module imports, also inside its functions."""
     found = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.ImportFrom):
             found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
